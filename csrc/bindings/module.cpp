@@ -1,0 +1,21 @@
+// The pybind11 module `_C`: what the build contains. It needs no torch; the ops do not need it.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build information of hunyuan_kernels.";
+  m.def(
+      "build_information",
+      [] {
+        py::dict information;
+        information["version"] = HUNYUAN_KERNELS_VERSION;
+        information["torch"] = TORCH_BUILD_VERSION;
+        information["compiler"] = COMPILER_ID;
+        information["processor"] = BUILD_PROCESSOR;
+        information["cuda"] = py::none();  // no device code in this build
+        return information;
+      },
+      "Versions and tools of this build as a dict: version, torch (whose headers were used), compiler, processor, cuda "
+      "(None: the build has no device code).");
+}

@@ -1,0 +1,3 @@
+#include "cpu/quantize.h"
+
+#include "bindings/torch_glue.h"

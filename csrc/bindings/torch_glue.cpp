@@ -1,0 +1,107 @@
+#include "bindings/torch_glue.h"
+
+#include <vector>
+
+namespace hunyuan_kernels {
+namespace {
+
+class TorchThreadPool final : public ThreadPool {
+ public:
+  int size() const override { return static_cast<int>(torch::stable::get_num_threads()); }
+  void run(int threads, void (*body)(void*, int), void* context) const override {
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread) body(context, static_cast<int>(thread));
+    });
+  }
+};
+
+}  // namespace
+
+const ThreadPool& torch_threads() {
+  static const TorchThreadPool pool;
+  return pool;
+}
+
+std::string dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
+    case ScalarType::Float8_e4m3fnuz: return "float8_e4m3fnuz";
+    case ScalarType::Float8_e5m2: return "float8_e5m2";
+    case ScalarType::Float8_e5m2fnuz: return "float8_e5m2fnuz";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: return "torch dtype number " + std::to_string(static_cast<int>(dtype));
+  }
+}
+
+std::string shape_text(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d ? ", " : "") + std::to_string(tensor.size(d));
+  return text + "]";
+}
+
+DType to_dtype(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return DType::float32;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    case ScalarType::Float8_e4m3fn: return DType::float8_e4m3fn;
+    case ScalarType::Int: return DType::int32;
+    case ScalarType::Long: return DType::int64;
+    default: check(false, "to_dtype", "dtype", "is ", dtype_name(dtype), ", which has no kernel"); return DType::float32;
+  }
+}
+
+void check_cpu(const char* op, const char* argument, const Tensor& tensor) {
+  check(tensor.is_cpu(), op, argument, "must be on the CPU like the other arguments, but it is on device type ",
+        static_cast<int>(tensor.device().type()));
+}
+
+void check_dtype(const char* op, const char* argument, const Tensor& tensor,
+                 std::initializer_list<ScalarType> allowed) {
+  for (ScalarType dtype : allowed)
+    if (tensor.scalar_type() == dtype) return;
+  std::string names;
+  for (ScalarType dtype : allowed) names += (names.empty() ? "" : ", ") + dtype_name(dtype);
+  check(false, op, argument, "has dtype ", dtype_name(tensor.scalar_type()), "; allowed: ", names);
+}
+
+void check_rank(const char* op, const char* argument, const Tensor& tensor, int64_t rank, const char* shape) {
+  check(tensor.dim() == rank, op, argument, "has shape ", shape_text(tensor), "; ", rank, " dimensions are required: ",
+        shape);
+}
+
+void check_shape(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<int64_t> sizes,
+                 const char* shape) {
+  bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
+  std::string required = "[";
+  int64_t d = 0;
+  for (int64_t size : sizes) {
+    if (same && size >= 0 && tensor.size(d) != size) same = false;
+    required += (d ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
+    ++d;
+  }
+  if (!same)
+    check(false, op, argument, "has shape ", shape_text(tensor), "; required: ", shape, " = ", required, "]");
+}
+
+Tensor with_contiguous_rows(const Tensor& tensor) {
+  int64_t last = tensor.dim() - 1;
+  if (last < 0 || tensor.size(last) <= 1 || tensor.stride(last) == 1) return tensor;
+  return torch::stable::contiguous(tensor);
+}
+
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  return torch::stable::new_empty(like, std::vector<int64_t>(sizes), dtype);
+}
+
+}  // namespace hunyuan_kernels

@@ -1,0 +1,41 @@
+// What every binding needs from torch's stable ABI: threads, dtypes, and checks that name op and argument.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "common/check.h"
+#include "common/dtype.h"
+#include "common/parallel.h"
+
+namespace hunyuan_kernels {
+
+using Tensor = torch::stable::Tensor;
+using torch::headeronly::ScalarType;
+
+// torch's intra-op pool: torch.set_num_threads() decides.
+const ThreadPool& torch_threads();
+
+std::string dtype_name(ScalarType dtype);   // "bfloat16", "float8_e4m3fnuz", ...
+std::string shape_text(const Tensor& tensor);  // "[8, 4096]"
+DType to_dtype(ScalarType dtype);           // dtypes of common/dtype.h only; others are refused by check_dtype first
+
+// Each raises std::runtime_error "op: argument ..." with what was got and what is allowed.
+void check_cpu(const char* op, const char* argument, const Tensor& tensor);
+void check_dtype(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<ScalarType> allowed);
+void check_rank(const char* op, const char* argument, const Tensor& tensor, int64_t rank, const char* shape);
+// Sizes, with -1 for "any"; `shape` is the symbolic form for the message, such as "[S, K]".
+void check_shape(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<int64_t> sizes,
+                 const char* shape);
+
+// The tensor itself when its last dimension is contiguous (stride 1 or at most one element), else a contiguous copy.
+Tensor with_contiguous_rows(const Tensor& tensor);
+
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like);
+
+}  // namespace hunyuan_kernels

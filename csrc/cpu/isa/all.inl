@@ -1,0 +1,23 @@
+// The body of every <isa>.cpp: the microkernels of all stems for HK_ISA, with vectors of HK_VECTOR_FLOATS fp32 lanes.
+#include <stdint.h>
+
+#include "common/dtype.h"
+#include "common/integer_math.h"
+#include "cpu/isa/tables.h"
+
+#define HK_PASTE_(a, b) a##b
+#define HK_PASTE(a, b) HK_PASTE_(a, b)
+#define HK_STRING_(a) #a
+#define HK_STRING(a) HK_STRING_(a)
+
+namespace hunyuan_kernels::cpu {
+namespace {
+
+#include "cpu/isa/simd.inl"
+#include "cpu/isa/quantize.inl"
+
+}  // namespace
+
+const Microkernels HK_PASTE(HK_ISA, _microkernels) = {HK_STRING(HK_ISA), quantize_kernels};
+
+}  // namespace hunyuan_kernels::cpu

@@ -1,0 +1,92 @@
+// Vectors of the instruction set that this file is compiled for, as compiler vector types: arithmetic operators, and
+// with -ffp-contract=fast fused multiply-adds where the set has them. Included inside the anonymous namespace of an
+// <isa>.cpp that defines HK_VECTOR_FLOATS. Functions are static or in that namespace, never shared between files.
+
+constexpr int kFloats = HK_VECTOR_FLOATS;  // lanes of one vector of fp32
+typedef float Floats __attribute__((vector_size(4 * kFloats)));
+typedef uint32_t Words __attribute__((vector_size(4 * kFloats)));
+typedef int32_t Ints __attribute__((vector_size(4 * kFloats)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kFloats)));
+typedef uint8_t Bytes __attribute__((vector_size(kFloats)));
+
+#define HK_INLINE static inline __attribute__((always_inline))
+#define HK_UNROLL _Pragma("GCC unroll 64")
+
+template <typename Vector>
+HK_INLINE Vector load_as(const void* from) {
+  Vector v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+template <typename Vector>
+HK_INLINE void store_as(void* to, Vector v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+
+HK_INLINE Floats as_floats(Words v) { return (Floats)v; }
+HK_INLINE Words as_words(Floats v) { return (Words)v; }
+HK_INLINE Floats splat(float value) { return Floats{} + value; }
+HK_INLINE Words splat_bits(uint32_t value) { return Words{} + value; }
+// mask lanes are 0 or ~0, as comparisons give them
+HK_INLINE Floats select(Ints mask, Floats yes, Floats no) { return (Floats)((mask & (Ints)yes) | (~mask & (Ints)no)); }
+HK_INLINE Words select(Ints mask, Words yes, Words no) { return (Words)((mask & (Ints)yes) | (~mask & (Ints)no)); }
+HK_INLINE Floats max_of(Floats a, Floats b) { return select(a > b, a, b); }
+HK_INLINE Floats min_of(Floats a, Floats b) { return select(a < b, a, b); }
+
+HK_INLINE Floats load(const float* from) { return load_as<Floats>(from); }
+HK_INLINE void store(float* to, Floats v) { store_as(to, v); }
+
+HK_INLINE Floats load(const bfloat16* from) {
+  return as_floats(__builtin_convertvector(load_as<Halves>(from), Words) << 16);
+}
+// Round to nearest even; NaN becomes 0x7fc0, as to_bfloat16() in common/dtype.h does.
+HK_INLINE void store(bfloat16* to, Floats v) {
+  Words bits = as_words(v);
+  Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  rounded = select((bits & 0x7fffffffu) > 0x7f800000u, splat_bits(0x7fc0u), rounded);
+  store_as(to, __builtin_convertvector(rounded, Halves));
+}
+
+// e4m3 -> fp32, exact for all 256 patterns (NaN for S.1111.111): the magnitude's bits shifted into place are the value
+// times 2^-120, also for subnormals.
+HK_INLINE Floats load(const float8_e4m3fn* from) {
+  Words bytes = __builtin_convertvector(load_as<Bytes>(from), Words);
+  Words magnitude = bytes & 0x7fu;
+  Floats value = as_floats(magnitude << 20) * 0x1p120f;
+  Words bits = select(magnitude == 0x7fu, splat_bits(0x7fc00000u), as_words(value));
+  return as_floats(bits | ((bytes & 0x80u) << 24));
+}
+// fp32 -> e4m3: round to nearest even, saturating (infinity too), NaN -> S.1111.111.
+HK_INLINE void store(float8_e4m3fn* to, Floats v) {
+  Words bits = as_words(v), sign = (bits >> 24) & 0x80u, magnitude = bits & 0x7fffffffu;
+  Ints is_nan = magnitude > 0x7f800000u;
+  Words clamped = select(magnitude > 0x43e00000u, splat_bits(0x43e00000u), magnitude);  // 448
+  Words normal = ((clamped + 0x7ffffu + ((clamped >> 20) & 1u)) >> 20) - (120u << 3);
+  // Below 2^-6 the spacing is 2^-9, which is that of fp32 around 2^14: the addition rounds.
+  Words subnormal = as_words(as_floats(clamped) + 0x1p14f) - 0x46800000u;
+  Words q = select(clamped < 0x3c800000u, subnormal, normal);
+  q = select(is_nan, splat_bits(0x7fu), q) | sign;
+  store_as(to, __builtin_convertvector(q, Bytes));
+}
+
+// The first n < kFloats elements; the rest read as zero and are not stored.
+template <typename Element>
+HK_INLINE Floats load_partial(const Element* from, int n) {
+  Element padded[kFloats] = {};
+  __builtin_memcpy(padded, from, n * sizeof(Element));
+  return load(padded);
+}
+template <typename Element>
+HK_INLINE void store_partial(Element* to, Floats v, int n) {
+  Element padded[kFloats];
+  store(padded, v);
+  __builtin_memcpy(to, padded, n * sizeof(Element));
+}
+
+HK_INLINE float max_lane(Floats v) {
+  float lanes[kFloats];
+  store(lanes, v);
+  float result = lanes[0];
+  for (int i = 1; i < kFloats; ++i) result = lanes[i] > result ? lanes[i] : result;
+  return result;
+}

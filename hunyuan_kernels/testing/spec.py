@@ -1,0 +1,60 @@
+"""What tests, benchmarks and the command line know of an op: one :class:`OpSpec` each, in ``testing/specs/<stem>.py``."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hunyuan_kernels.testing.compare import Comparison
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: a label for people, and a function from a seed to the op's keyword arguments."""
+
+    label: str
+    make: Callable[[int], Arguments]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the shapes demand: each input read once and each output written once."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An op with its specification, its cases and what people use today.
+
+    ``function`` and ``reference`` take the same keyword arguments. ``compare`` gets them, what ``function`` returned and
+    what ``reference`` returned, and judges every output (one :class:`Comparison` each). ``cases`` are small and awkward,
+    for correctness; ``bench_cases(preset)`` are real sizes, ``preset`` being ``"hunyuan-large"``, ``"hunyuan-a13b"`` or
+    None for sizes that suit any machine. ``baselines`` map a name to a function with the same arguments: what a good
+    PyTorch user would write today. Names that start with ``naive`` are shown but not judged by.
+    """
+
+    name: str
+    stem: str
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    compare: Callable[[Arguments, Any, Any], list[Comparison]]
+    cases: Callable[[], list[Case]]
+    bench_cases: Callable[[str | None], list[Case]]
+    work: Callable[[Arguments], Work]
+    baselines: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+PRESETS = ("hunyuan-large", "hunyuan-a13b")
+
+
+def all_specs() -> Iterator[OpSpec]:
+    """Every op of the package, stem by stem in alphabetical order."""
+    from hunyuan_kernels.testing import specs
+
+    for module in sorted(m.name for m in pkgutil.iter_modules(specs.__path__)):
+        yield from importlib.import_module(f"{specs.__name__}.{module}").SPECS
