@@ -25,8 +25,8 @@ def _load() -> None:
         except ImportError:
             built_for = "an unknown version"
         raise ImportError(
-            f"hunyuan_kernels: {LIBRARY.name} was built with the headers of torch {built_for} and does not load in torch "
-            f"{torch.__version__} (2.10 or newer is needed): {error}. Run `hunyuan-kernels doctor`."
+            f"hunyuan_kernels: {LIBRARY.name} was built with the headers of torch {built_for} and does not load in "
+            f"torch {torch.__version__} (2.10 or newer is needed): {error}. Run `hunyuan-kernels doctor`."
         ) from error
 
 

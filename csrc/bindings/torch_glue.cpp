@@ -57,7 +57,9 @@ DType to_dtype(ScalarType dtype) {
     case ScalarType::Float8_e4m3fn: return DType::float8_e4m3fn;
     case ScalarType::Int: return DType::int32;
     case ScalarType::Long: return DType::int64;
-    default: check(false, "to_dtype", "dtype", "is ", dtype_name(dtype), ", which has no kernel"); return DType::float32;
+    default:
+      check(false, "to_dtype", "dtype", "is ", dtype_name(dtype), ", which has no kernel");
+      return DType::float32;
   }
 }
 
@@ -76,8 +78,8 @@ void check_dtype(const char* op, const char* argument, const Tensor& tensor,
 }
 
 void check_rank(const char* op, const char* argument, const Tensor& tensor, int64_t rank, const char* shape) {
-  check(tensor.dim() == rank, op, argument, "has shape ", shape_text(tensor), "; ", rank, " dimensions are required: ",
-        shape);
+  check(tensor.dim() == rank, op, argument, "has shape ", shape_text(tensor), "; ", rank,
+        " dimensions are required: ", shape);
 }
 
 void check_shape(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<int64_t> sizes,
@@ -90,8 +92,7 @@ void check_shape(const char* op, const char* argument, const Tensor& tensor, std
     required += (d ? ", " : "") + (size < 0 ? std::string("any") : std::to_string(size));
     ++d;
   }
-  if (!same)
-    check(false, op, argument, "has shape ", shape_text(tensor), "; required: ", shape, " = ", required, "]");
+  if (!same) check(false, op, argument, "has shape ", shape_text(tensor), "; required: ", shape, " = ", required, "]");
 }
 
 Tensor with_contiguous_rows(const Tensor& tensor) {

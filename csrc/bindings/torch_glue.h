@@ -21,9 +21,9 @@ using torch::headeronly::ScalarType;
 // torch's intra-op pool: torch.set_num_threads() decides.
 const ThreadPool& torch_threads();
 
-std::string dtype_name(ScalarType dtype);   // "bfloat16", "float8_e4m3fnuz", ...
+std::string dtype_name(ScalarType dtype);      // "bfloat16", "float8_e4m3fnuz", ...
 std::string shape_text(const Tensor& tensor);  // "[8, 4096]"
-DType to_dtype(ScalarType dtype);           // dtypes of common/dtype.h only; others are refused by check_dtype first
+DType to_dtype(ScalarType dtype);              // dtypes of common/dtype.h only; others are refused by check_dtype first
 
 // Each raises std::runtime_error "op: argument ..." with what was got and what is allowed.
 void check_cpu(const char* op, const char* argument, const Tensor& tensor);

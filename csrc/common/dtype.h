@@ -8,8 +8,9 @@ namespace hunyuan_kernels {
 
 enum class DType : uint8_t { float32, bfloat16, float8_e4m3fn, int32, int64 };
 
-using bfloat16 = uint16_t;       // storage only
-using float8_e4m3fn = uint8_t;   // storage only: 4 exponent bits (bias 7), 3 mantissa bits, no infinity, NaN = S.1111.111
+using bfloat16 = uint16_t;  // storage only
+using float8_e4m3fn =
+    uint8_t;  // storage only: 4 exponent bits (bias 7), 3 mantissa bits, no infinity, NaN = S.1111.111
 
 static inline int64_t element_size(DType dtype) {
   switch (dtype) {

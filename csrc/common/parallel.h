@@ -11,8 +11,8 @@ class ThreadPool {
   virtual ~ThreadPool() = default;
   // Number of threads that run() may use, at least 1.
   virtual int size() const = 0;
-  // Calls body(context, thread) once for each thread in [0, threads), possibly one after another on one thread (a nested
-  // call): a body must never wait for another one.
+  // Calls body(context, thread) once for each thread in [0, threads), possibly one after another on one thread (a
+  // nested call): a body must never wait for another one.
   virtual void run(int threads, void (*body)(void* context, int thread), void* context) const = 0;
 };
 

@@ -49,7 +49,8 @@ const Candidate* find(const char* name) {
 std::string names(bool only_supported) {
   std::string joined;
   for (const Candidate& candidate : candidates())
-    if (candidate.runs_here || !only_supported) joined += (joined.empty() ? "" : ",") + std::string(candidate.table->name);
+    if (candidate.runs_here || !only_supported)
+      joined += (joined.empty() ? "" : ",") + std::string(candidate.table->name);
   return joined;
 }
 

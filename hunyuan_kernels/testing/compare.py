@@ -32,7 +32,8 @@ def compare_bounded(
     """Compares ``got`` with the fp64 reference ``want`` under the bound of this module.
 
     ``magnitude`` is ``sum |a||b|`` of every element (broadcastable to ``want``): what rounding errors of the
-    accumulation are proportional to. ``factor`` is the ``c`` of the bound. NaN must meet NaN, infinity the same infinity.
+    accumulation are proportional to. ``factor`` is the ``c`` of the bound. NaN must meet NaN, infinity the same
+    infinity.
     """
     if got.shape != want.shape:
         return Comparison(

@@ -1,4 +1,4 @@
-"""What tests, benchmarks and the command line know of an op: one :class:`OpSpec` each, in ``testing/specs/<stem>.py``."""
+"""What tests, benchmarks and the command line know of an op: an :class:`OpSpec` in ``testing/specs/<stem>.py``."""
 
 import importlib
 import pkgutil
@@ -31,11 +31,11 @@ class Work:
 class OpSpec:
     """An op with its specification, its cases and what people use today.
 
-    ``function`` and ``reference`` take the same keyword arguments. ``compare`` gets them, what ``function`` returned and
-    what ``reference`` returned, and judges every output (one :class:`Comparison` each). ``cases`` are small and awkward,
-    for correctness; ``bench_cases(preset)`` are real sizes, ``preset`` being ``"hunyuan-large"``, ``"hunyuan-a13b"`` or
-    None for sizes that suit any machine. ``baselines`` map a name to a function with the same arguments: what a good
-    PyTorch user would write today. Names that start with ``naive`` are shown but not judged by.
+    ``function`` and ``reference`` take the same keyword arguments. ``compare`` gets them, what ``function`` returned
+    and what ``reference`` returned, and judges every output (one :class:`Comparison` each). ``cases`` are small and
+    awkward, for correctness; ``bench_cases(preset)`` are real sizes, ``preset`` being one of :data:`PRESETS` or None
+    for sizes that suit any machine. ``baselines`` map a name to a function with the same arguments: what a good PyTorch
+    user would write today. Names that start with ``naive`` are shown but not judged by.
     """
 
     name: str

@@ -13,7 +13,10 @@
 namespace hunyuan_kernels::cpu {
 namespace {
 
+// First: the vector types that the others use.
 #include "cpu/isa/simd.inl"
+
+// One per stem, sorted.
 #include "cpu/isa/quantize.inl"
 
 }  // namespace

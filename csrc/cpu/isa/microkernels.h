@@ -17,8 +17,8 @@ struct Microkernels {
 // environment, read once, replaces the choice by CPU features (debugging; the name must exist in this build).
 const Microkernels& microkernels();
 
-// Forces a table for the calling thread; "" goes back to the choice by CPU features. Raises std::runtime_error when this
-// build does not have it or this CPU cannot run it.
+// Forces a table for the calling thread; "" goes back to the choice by CPU features. Raises std::runtime_error when
+// this build does not have it or this CPU cannot run it.
 void force_instruction_set(const char* name);
 
 // Names of the tables that this CPU can run, best first, separated by commas.
