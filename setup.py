@@ -63,7 +63,7 @@ class CMakeBuild(build_ext):
     """Runs CMake once and puts libhunyuan_kernels.so and _C into the package."""
 
     def run(self) -> None:
-        package = (ROOT if self.editable_mode else Path(self.build_lib).resolve()) / "hunyuan_kernels"
+        package = (ROOT if self.editable_mode or self.inplace else Path(self.build_lib).resolve()) / "hunyuan_kernels"
         build = Path(os.environ.get("HUNYUAN_KERNELS_BUILD_DIR", ROOT / "build" / self.plat_name)).resolve()
         jobs = job_count()
         import pybind11  # a build requirement
