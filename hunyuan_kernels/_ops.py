@@ -24,9 +24,10 @@ def _load() -> None:
             built_for = build_information()["torch"]
         except ImportError:
             built_for = "an unknown version"
+        reason = error.__cause__ or error  # torch's own message leaves the loader's out
         raise ImportError(
             f"hunyuan_kernels: {LIBRARY.name} was built with the headers of torch {built_for} and does not load in "
-            f"torch {torch.__version__} (2.10 or newer is needed): {error}. Run `hunyuan-kernels doctor`."
+            f"torch {torch.__version__} (2.10 or newer is needed): {reason}. Run `hunyuan-kernels doctor`."
         ) from error
 
 
