@@ -101,6 +101,25 @@ Tensor with_contiguous_rows(const Tensor& tensor) {
   return torch::stable::contiguous(tensor);
 }
 
+std::vector<int64_t> checked_expert_offsets(const char* op, const Tensor& expert_offsets, int64_t num_experts,
+                                            int64_t rows, const char* rows_name) {
+  const char* argument = "expert_offsets";
+  check_cpu(op, argument, expert_offsets);
+  check_dtype(op, argument, expert_offsets, {ScalarType::Int});
+  check_shape(op, argument, expert_offsets, {num_experts + 1}, "[E + 1]");
+  const int32_t* values = static_cast<const int32_t*>(expert_offsets.const_data_ptr());
+  const int64_t stride = expert_offsets.stride(0);
+  std::vector<int64_t> offsets(static_cast<size_t>(num_experts + 1));
+  for (int64_t e = 0; e <= num_experts; ++e) offsets[e] = values[e * stride];
+  check(offsets[0] == 0, op, argument, "starts with ", offsets[0], " at index 0; it must start with 0");
+  for (int64_t e = 0; e < num_experts; ++e)
+    check(offsets[e] <= offsets[e + 1], op, argument, "decreases from ", offsets[e], " at index ", e, " to ",
+          offsets[e + 1], " at index ", e + 1, "; it must not decrease");
+  check(offsets[num_experts] <= rows, op, argument, "ends with ", offsets[num_experts], " at index ", num_experts,
+        ", but ", rows_name, " = ", rows, "; it must end with at most the number of rows");
+  return offsets;
+}
+
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
   return torch::stable::new_empty(like, std::vector<int64_t>(sizes), dtype);
 }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "common/check.h"
 #include "common/dtype.h"
@@ -35,6 +36,11 @@ void check_shape(const char* op, const char* argument, const Tensor& tensor, std
 
 // The tensor itself when its last dimension is contiguous (stride 1 or at most one element), else a contiguous copy.
 Tensor with_contiguous_rows(const Tensor& tensor);
+
+// int32 [E + 1] on the CPU, checked: starts at 0, does not decrease, ends at most at `rows` (called `rows_name`, for
+// the message).
+std::vector<int64_t> checked_expert_offsets(const char* op, const Tensor& expert_offsets, int64_t num_experts,
+                                            int64_t rows, const char* rows_name);
 
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like);
 

@@ -17,10 +17,13 @@ namespace {
 #include "cpu/isa/simd.inl"
 
 // One per stem, sorted.
+#include "cpu/isa/gemm.inl"
+#include "cpu/isa/grouped_gemm.inl"
 #include "cpu/isa/quantize.inl"
 
 }  // namespace
 
-const Microkernels HK_PASTE(HK_ISA, _microkernels) = {HK_STRING(HK_ISA), quantize_kernels};
+const Microkernels HK_PASTE(HK_ISA, _microkernels) = {HK_STRING(HK_ISA), gemm_kernels, grouped_gemm_kernels,
+                                                      quantize_kernels};
 
 }  // namespace hunyuan_kernels::cpu

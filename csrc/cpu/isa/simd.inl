@@ -25,7 +25,7 @@ HK_INLINE void store_as(void* to, Vector v) {
 
 HK_INLINE Floats as_floats(Words v) { return (Floats)v; }
 HK_INLINE Words as_words(Floats v) { return (Words)v; }
-HK_INLINE Floats splat(float value) { return Floats{} + value; }
+HK_INLINE Floats splat(float value) { return value - Floats{}; }  // x - 0 is x, also for -0: no instruction
 HK_INLINE Words splat_bits(uint32_t value) { return Words{} + value; }
 // mask lanes are 0 or ~0, as comparisons give them
 HK_INLINE Floats select(Ints mask, Floats yes, Floats no) { return (Floats)((mask & (Ints)yes) | (~mask & (Ints)no)); }
@@ -81,6 +81,27 @@ HK_INLINE void store_partial(Element* to, Floats v, int n) {
   Element padded[kFloats];
   store(padded, v);
   __builtin_memcpy(to, padded, n * sizeof(Element));
+}
+
+// e^x within 2 units in the last place (of the smallest normal number below 2^-126); overflows to infinity, NaN stays.
+HK_INLINE Floats exp_of(Floats x) {
+  Floats clamped = max_of(min_of(x, splat(89.0f)), splat(-104.0f));
+  // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to an integer
+  Floats shifted = clamped * 1.44269504f + 0x1.8p23f;
+  Floats n = shifted - 0x1.8p23f;
+  Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = splat(1.0f / 5040);  // Taylor: the next term is below 2^-27
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  // 2^n in two factors: n reaches from -150 to 128
+  Ints exponent = (Ints)as_words(shifted) - 0x4b400000, half = exponent >> 1;
+  Floats scale = as_floats((Words)((half + 127) << 23)), rest = as_floats((Words)((exponent - half + 127) << 23));
+  return select(x == x, p * scale * rest, x);
 }
 
 HK_INLINE float max_lane(Floats v) {

@@ -1,0 +1,184 @@
+// Ops of the stem `grouped_gemm`: checks, allocation and the way to the CPU backend.
+#include "cpu/grouped_gemm.h"
+
+#include "bindings/torch_glue.h"
+
+namespace hunyuan_kernels {
+namespace {
+
+constexpr std::initializer_list<ScalarType> kElements = {ScalarType::BFloat16, ScalarType::Float};
+
+cpu::Rows rows_of(const Tensor& matrix) {
+  return {matrix.mutable_data_ptr(), to_dtype(matrix.scalar_type()), matrix.size(0), matrix.size(1), matrix.stride(0)};
+}
+
+// [E, N, K] as it lies; one of the inner dimensions has to be contiguous.
+cpu::ExpertWeights expert_weights(const char* op, const char* argument, const Tensor& b, const char* shape) {
+  check_cpu(op, argument, b);
+  check_dtype(op, argument, b, kElements);
+  check_rank(op, argument, b, 3, shape);
+  const int64_t rows = b.size(1), columns = b.size(2);
+  cpu::ExpertWeights weights = {
+      b.mutable_data_ptr(), to_dtype(b.scalar_type()), b.size(0), rows, columns, b.stride(0), b.stride(1), b.stride(2)};
+  if (columns <= 1)
+    weights.column_stride = 1;
+  else if (rows <= 1 && b.stride(2) != 1)
+    weights.row_stride = 1;
+  check(weights.row_stride == 1 || weights.column_stride == 1, op, argument, "has strides [", b.stride(0), ", ",
+        b.stride(1), ", ", b.stride(2),
+        "]; one of the last two must be 1 (a transposed view is fine): call .contiguous()");
+  return weights;
+}
+
+cpu::ExpertWeights transposed(cpu::ExpertWeights weights) {
+  std::swap(weights.rows, weights.columns);
+  std::swap(weights.row_stride, weights.column_stride);
+  return weights;
+}
+
+// A matrix of activations [S, columns]; columns < 0: any.
+Tensor activations(const char* op, const char* argument, const Tensor& matrix, int64_t columns, const char* shape) {
+  check_cpu(op, argument, matrix);
+  check_dtype(op, argument, matrix, kElements);
+  check_rank(op, argument, matrix, 2, shape);
+  if (columns >= 0) check_shape(op, argument, matrix, {-1, columns}, shape);
+  return with_contiguous_rows(matrix);
+}
+
+void check_same_dtype(const char* op, const Tensor& a, const char* name, const Tensor& b) {
+  check(a.scalar_type() == b.scalar_type(), op, name, "has dtype ", dtype_name(b.scalar_type()), ", but a has ",
+        dtype_name(a.scalar_type()), "; both must be the same: convert one with .to()");
+}
+
+ScalarType checked_out_dtype(const char* op, std::optional<ScalarType> out_dtype, ScalarType otherwise) {
+  const ScalarType dtype = out_dtype.value_or(otherwise);
+  check(dtype == ScalarType::BFloat16 || dtype == ScalarType::Float, op, "out_dtype", "is ", dtype_name(dtype),
+        "; allowed: bfloat16, float32");
+  return dtype;
+}
+
+Tensor multiply_rows(const char* op, const Tensor& a, const cpu::ExpertWeights& b, const Tensor& expert_offsets,
+                     ScalarType out_dtype) {
+  const auto offsets = checked_expert_offsets(op, expert_offsets, b.experts, a.size(0), "S");
+  Tensor out = empty({a.size(0), b.rows}, out_dtype, a);
+  cpu::grouped_gemm(cpu::microkernels(), torch_threads(), rows_of(a), b, offsets, rows_of(out));
+  return out;
+}
+
+Tensor grouped_gemm(const Tensor& a_, const Tensor& b_, const Tensor& expert_offsets,
+                    std::optional<ScalarType> out_dtype) {
+  const char* op = "grouped_gemm";
+  const auto b = expert_weights(op, "b", b_, "[E, N, K]");
+  const Tensor a = activations(op, "a", a_, b.columns, "[S, K]");
+  check_same_dtype(op, a, "b", b_);
+  return multiply_rows(op, a, b, expert_offsets, checked_out_dtype(op, out_dtype, a.scalar_type()));
+}
+
+Tensor grouped_gemm_dgrad(const Tensor& grad_out_, const Tensor& b_, const Tensor& expert_offsets,
+                          std::optional<ScalarType> out_dtype) {
+  const char* op = "grouped_gemm_dgrad";
+  const auto b = expert_weights(op, "b", b_, "[E, N, K]");
+  const Tensor grad_out = activations(op, "grad_out", grad_out_, b.rows, "[S, N]");
+  return multiply_rows(op, grad_out, transposed(b), expert_offsets,
+                       checked_out_dtype(op, out_dtype, grad_out.scalar_type()));
+}
+
+void weight_gradient(const char* op, const Tensor& grad_out_, const Tensor& a_, const Tensor& expert_offsets,
+                     const cpu::ExpertWeights& grad_b, bool accumulate) {
+  const Tensor grad_out = activations(op, "grad_out", grad_out_, grad_b.rows, "[S, N]");
+  const Tensor a = activations(op, "a", a_, grad_b.columns, "[S, K]");
+  check_shape(op, "a", a, {grad_out.size(0), -1}, "[S, K]");
+  const auto offsets = checked_expert_offsets(op, expert_offsets, grad_b.experts, a.size(0), "S");
+  cpu::grouped_gemm_wgrad(cpu::microkernels(), torch_threads(), rows_of(grad_out), rows_of(a), offsets, grad_b,
+                          accumulate);
+}
+
+Tensor grouped_gemm_wgrad(const Tensor& grad_out, const Tensor& a, const Tensor& expert_offsets,
+                          std::optional<ScalarType> out_dtype) {
+  const char* op = "grouped_gemm_wgrad";
+  check_rank(op, "grad_out", grad_out, 2, "[S, N]");
+  check_rank(op, "a", a, 2, "[S, K]");
+  check_rank(op, "expert_offsets", expert_offsets, 1, "[E + 1]");
+  check(expert_offsets.size(0) >= 1, op, "expert_offsets", "is empty; E + 1 elements are required");
+  check_dtype(op, "a", a, kElements);
+  Tensor grad_b = empty({expert_offsets.size(0) - 1, grad_out.size(1), a.size(1)},
+                        checked_out_dtype(op, out_dtype, a.scalar_type()), a);
+  weight_gradient(op, grad_out, a, expert_offsets, expert_weights(op, "grad_b", grad_b, "[E, N, K]"), false);
+  return grad_b;
+}
+
+void grouped_gemm_wgrad_(const Tensor& grad_b, const Tensor& grad_out, const Tensor& a, const Tensor& expert_offsets) {
+  const char* op = "grouped_gemm_wgrad_";
+  check_dtype(op, "grad_b", grad_b, {ScalarType::Float});
+  const auto weights = expert_weights(op, "grad_b", grad_b, "[E, N, K]");
+  check(weights.experts <= 1 || grad_b.stride(0) != 0, op, "grad_b",
+        "has stride 0 over the experts: they share memory; call .contiguous()");
+  weight_gradient(op, grad_out, a, expert_offsets, weights, true);
+}
+
+// The common part of both forms; preactivation may be null.
+Tensor swiglu(const char* op, const Tensor& a_, const Tensor& gate_up_, const Tensor& expert_offsets,
+              Tensor* preactivation) {
+  const auto gate_up = expert_weights(op, "gate_up", gate_up_, "[E, 2I, K]");
+  check(gate_up.rows % 2 == 0, op, "gate_up", "has shape ", shape_text(gate_up_),
+        "; dimension 1 must be even: I rows of gate, then I rows of up");
+  const Tensor a = activations(op, "a", a_, gate_up.columns, "[S, K]");
+  check_same_dtype(op, a, "gate_up", gate_up_);
+  const auto offsets = checked_expert_offsets(op, expert_offsets, gate_up.experts, a.size(0), "S");
+  Tensor out = empty({a.size(0), gate_up.rows / 2}, a.scalar_type(), a);
+  cpu::Rows preactivation_rows{};
+  if (preactivation) {
+    *preactivation = empty({a.size(0), gate_up.rows}, a.scalar_type(), a);
+    preactivation_rows = rows_of(*preactivation);
+  }
+  cpu::grouped_swiglu(cpu::microkernels(), torch_threads(), rows_of(a), gate_up, offsets, rows_of(out),
+                      preactivation ? &preactivation_rows : nullptr);
+  return out;
+}
+
+Tensor grouped_swiglu(const Tensor& a, const Tensor& gate_up, const Tensor& expert_offsets) {
+  return swiglu("grouped_swiglu", a, gate_up, expert_offsets, nullptr);
+}
+
+std::tuple<Tensor, Tensor> grouped_swiglu_preactivation(const Tensor& a, const Tensor& gate_up,
+                                                        const Tensor& expert_offsets) {
+  Tensor preactivation;
+  Tensor out = swiglu("grouped_swiglu_preactivation", a, gate_up, expert_offsets, &preactivation);
+  return {out, preactivation};
+}
+
+Tensor swiglu_backward(const Tensor& grad_out_, const Tensor& preactivation_) {
+  const char* op = "swiglu_backward";
+  const Tensor grad_out = activations(op, "grad_out", grad_out_, -1, "[S, I]");
+  const Tensor preactivation = activations(op, "preactivation", preactivation_, 2 * grad_out.size(1), "[S, 2I]");
+  check_shape(op, "preactivation", preactivation, {grad_out.size(0), -1}, "[S, 2I]");
+  check(grad_out.scalar_type() == preactivation.scalar_type(), op, "preactivation", "has dtype ",
+        dtype_name(preactivation.scalar_type()), ", but grad_out has ", dtype_name(grad_out.scalar_type()),
+        "; both must be the same");
+  Tensor grad = empty({grad_out.size(0), preactivation.size(1)}, preactivation.scalar_type(), preactivation);
+  cpu::swiglu_backward(cpu::microkernels(), torch_threads(), rows_of(grad_out), rows_of(preactivation), rows_of(grad));
+  return grad;
+}
+
+}  // namespace
+}  // namespace hunyuan_kernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
+  m.def("grouped_gemm(Tensor a, Tensor b, Tensor expert_offsets, ScalarType? out_dtype=None) -> Tensor");
+  m.def("grouped_gemm_dgrad(Tensor grad_out, Tensor b, Tensor expert_offsets, ScalarType? out_dtype=None) -> Tensor");
+  m.def("grouped_gemm_wgrad(Tensor grad_out, Tensor a, Tensor expert_offsets, ScalarType? out_dtype=None) -> Tensor");
+  m.def("grouped_gemm_wgrad_(Tensor(a!) grad_b, Tensor grad_out, Tensor a, Tensor expert_offsets) -> ()");
+  m.def("grouped_swiglu(Tensor a, Tensor gate_up, Tensor expert_offsets) -> Tensor");
+  m.def("grouped_swiglu_preactivation(Tensor a, Tensor gate_up, Tensor expert_offsets) -> (Tensor, Tensor)");
+  m.def("swiglu_backward(Tensor grad_out, Tensor preactivation) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
+  m.impl("grouped_gemm", TORCH_BOX(&hunyuan_kernels::grouped_gemm));
+  m.impl("grouped_gemm_dgrad", TORCH_BOX(&hunyuan_kernels::grouped_gemm_dgrad));
+  m.impl("grouped_gemm_wgrad", TORCH_BOX(&hunyuan_kernels::grouped_gemm_wgrad));
+  m.impl("grouped_gemm_wgrad_", TORCH_BOX(&hunyuan_kernels::grouped_gemm_wgrad_));
+  m.impl("grouped_swiglu", TORCH_BOX(&hunyuan_kernels::grouped_swiglu));
+  m.impl("grouped_swiglu_preactivation", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_preactivation));
+  m.impl("swiglu_backward", TORCH_BOX(&hunyuan_kernels::swiglu_backward));
+}

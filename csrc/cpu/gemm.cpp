@@ -1,0 +1,231 @@
+#include "cpu/gemm.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <numeric>
+
+#include "common/check.h"
+#include "common/integer_math.h"
+
+namespace hunyuan_kernels::cpu {
+namespace {
+
+constexpr int64_t kBlockSteps =
+    kGemmMaxScaleBlock;                 // steps of a k block: 32 KiB of b with 32 columns, next to 12 KiB of a in L1
+constexpr int64_t kBlockRows = 384;     // rows of a block, a multiple of every tile: 48 KiB of sums with 32 columns
+constexpr int64_t kMaxColumns = 32;     // widest tile of any instruction set
+constexpr int64_t kTaskWork = 1 << 19;  // multiply-adds of a range of tasks: about 10 us, worth waking a thread for
+constexpr int64_t kPackingWork = 8;     // packing an element costs about as much as this many multiply-adds
+
+// A buffer that is kept between calls by the thread that owns it, aligned to cache lines.
+class Buffer {
+ public:
+  template <typename T>
+  T* reserve(int64_t count) {
+    int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    if (bytes > bytes_) {
+      memory_.reset();
+      memory_.reset(static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64})));
+      bytes_ = bytes;
+    }
+    return reinterpret_cast<T*>(memory_.get());
+  }
+  void release() {
+    memory_.reset();
+    bytes_ = 0;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  struct Free {
+    void operator()(char* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  int64_t bytes_ = 0;
+};
+
+// Up to kBlockRows rows of one group, cut into chunks of at most one tile of rows, as even as they go.
+struct RowBlock {
+  int64_t group, row, rows, chunks;
+  int64_t packed;  // where its panels start in the slab: for each k block, the panels of all chunks
+
+  int64_t chunk_row(int64_t chunk) const { return chunk * (rows / chunks) + std::min(chunk, rows % chunks); }
+  int64_t chunk_rows(int64_t chunk) const { return rows / chunks + (chunk < rows % chunks); }
+};
+
+// One call of gemm(): what the tasks share.
+class Run {
+ public:
+  Run(const GemmScheme& scheme, const ThreadPool& pool, const GemmProblem& problem, const GemmEpilogue& epilogue);
+  void all_groups();
+
+ private:
+  void slab();
+  void pack_chunk(const RowBlock& block, int64_t chunk) const;
+  void tile(const RowBlock& block, int64_t panel) const;
+  void pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, int64_t depth, uint32_t* panel,
+                    const void* prefetch) const;
+
+  const void* element(const GemmOperand& operand, const void* data, int64_t line, int64_t k) const {
+    return static_cast<const char*>(data) +
+           (line * operand.line_stride + k * operand.k_stride) * element_size(operand.dtype);
+  }
+  int64_t k_blocks(int64_t depth) const { return ceil_div(depth, k_block_); }
+  int64_t steps(int64_t depth) const { return ceil_div(depth, scheme_.k_step); }
+  int64_t panel_words(int64_t rows, int64_t depth) const { return steps(depth) * rows + kGemmPanelSlack; }
+  // Words of the packed block, and where the panel of a chunk and a k block starts.
+  int64_t block_words(int64_t rows, int64_t chunks, int64_t depth) const {
+    return steps(depth) * rows + k_blocks(depth) * chunks * kGemmPanelSlack;
+  }
+  int64_t panel_offset(const RowBlock& block, int64_t chunk, int64_t k, int64_t depth) const {
+    return block_words(block.rows, block.chunks, k) + block.chunk_row(chunk) * steps(depth) + chunk * kGemmPanelSlack;
+  }
+
+  const GemmScheme& scheme_;
+  const ThreadPool& pool_;
+  const GemmProblem& problem_;
+  const GemmEpilogue& epilogue_;
+  const GemmPack pack_a_, pack_b_;
+  const bool paired_;           // b has two halves
+  const int64_t tile_columns_;  // columns of a tile (of each half)
+  const int64_t panels_;        // tiles that cover the columns
+  const int64_t k_block_;       // elements
+  std::vector<RowBlock> blocks_;
+  int64_t slab_words_ = 0;
+  uint32_t* slab_ = nullptr;
+};
+
+const GemmScheme& choose_scheme(const GemmKernels& kernels, const GemmProblem& problem) {
+  const GemmScheme& pairs = kernels.pairs;
+  bool fits = pairs.rows && pairs.packer(problem.a.dtype, true) && pairs.packer(problem.b.dtype, true);
+  return fits ? pairs : kernels.floats;
+}
+
+Run::Run(const GemmScheme& scheme, const ThreadPool& pool, const GemmProblem& problem, const GemmEpilogue& epilogue)
+    : scheme_(scheme),
+      pool_(pool),
+      problem_(problem),
+      epilogue_(epilogue),
+      pack_a_(scheme.packer(problem.a.dtype, problem.a.along_k())),
+      pack_b_(scheme.packer(problem.b.dtype, problem.b.along_k())),
+      paired_(problem.second_half != 0),
+      tile_columns_(paired_ ? scheme.columns / 2 : scheme.columns),
+      panels_(ceil_div(problem.columns, tile_columns_)),
+      k_block_(problem.block_scales ? problem.scale_block : kBlockSteps * scheme.k_step) {
+  check(pack_a_ && pack_b_, "gemm", "operands", "have an element type without a packer");
+}
+
+// Row blocks in slabs. Groups with much work first, so that no thread starts a large one when the others are done.
+void Run::all_groups() {
+  thread_local Buffer buffer;
+  std::vector<int64_t> order(problem_.groups.size());
+  std::iota(order.begin(), order.end(), int64_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) {
+    const GemmGroup &gx = problem_.groups[x], &gy = problem_.groups[y];
+    return gx.rows * gx.depth > gy.rows * gy.depth;
+  });
+  const int64_t slab_limit = kGemmSlabBytes / 4;
+  auto flush = [&] {
+    slab_ = buffer.reserve<uint32_t>(slab_words_);
+    slab();
+    blocks_.clear();
+    slab_words_ = 0;
+  };
+  for (int64_t index : order) {
+    const GemmGroup& group = problem_.groups[index];
+    // A line that is longer than the slab makes it grow: at least one tile of rows has to fit.
+    int64_t block_rows = slab_limit / (steps(group.depth) + 1) / scheme_.rows * scheme_.rows;
+    block_rows = std::clamp(block_rows, int64_t{scheme_.rows}, kBlockRows);
+    int64_t blocks = ceil_div(group.rows, block_rows);
+    for (int64_t i = 0, row = 0; i < blocks; ++i) {
+      int64_t rows = group.rows / blocks + (i < group.rows % blocks), chunks = ceil_div(rows, scheme_.rows);
+      int64_t words = block_words(rows, chunks, group.depth);
+      if (!blocks_.empty() && slab_words_ + words > slab_limit) flush();
+      blocks_.push_back({index, row, rows, chunks, slab_words_});
+      slab_words_ += round_up(words, 16);
+      row += rows;
+    }
+  }
+  if (!blocks_.empty()) flush();
+  if (buffer.bytes() > kGemmSlabBytes) buffer.release();
+}
+
+void Run::slab() {
+  std::vector<std::pair<const RowBlock*, int64_t>> chunks;
+  int64_t words = 0, work = 0;
+  for (const RowBlock& block : blocks_) {
+    int64_t depth = problem_.groups[block.group].depth;
+    for (int64_t chunk = 0; depth && chunk < block.chunks; ++chunk) chunks.emplace_back(&block, chunk);
+    words += block.rows * depth;
+    work += (block.rows + kPackingWork) * depth * scheme_.columns;
+  }
+  // Ranges of tasks with enough work each; with little work in all, one range, which runs on this thread.
+  auto grain = [](int64_t count, int64_t total) { return ceil_div(count, std::max<int64_t>(1, total / kTaskWork)); };
+  const auto chunk_count = static_cast<int64_t>(chunks.size());
+  parallel_ranges(pool_, chunk_count, grain(chunk_count, words * kPackingWork), [&](int64_t begin, int64_t end, int) {
+    for (; begin < end; ++begin) pack_chunk(*chunks[begin].first, chunks[begin].second);
+  });
+  const int64_t tiles = static_cast<int64_t>(blocks_.size()) * panels_;
+  parallel_ranges(pool_, tiles, grain(tiles, work * panels_), [&](int64_t begin, int64_t end, int) {
+    for (; begin < end; ++begin) tile(blocks_[begin / panels_], begin % panels_);
+  });
+}
+
+void Run::pack_chunk(const RowBlock& block, int64_t chunk) const {
+  const GemmGroup& group = problem_.groups[block.group];
+  const int64_t row = block.row + block.chunk_row(chunk);
+  const int rows = static_cast<int>(block.chunk_rows(chunk));
+  for (int64_t k = 0; k < group.depth; k += k_block_) {
+    int64_t depth = std::min(k_block_, group.depth - k);
+    pack_a_(element(problem_.a, group.a, row, k), problem_.a.other_stride(), group.rows - row, rows, depth, rows,
+            slab_ + block.packed + panel_offset(block, chunk, k, depth), nullptr);
+  }
+}
+
+void Run::pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, int64_t depth,
+                       uint32_t* panel, const void* prefetch) const {
+  for (int half = 0; half < (paired_ ? 2 : 1); ++half) {
+    int64_t line = half * problem_.second_half + column;
+    pack_b_(element(problem_.b, group.b, line, k), problem_.b.other_stride(), problem_.columns - column,
+            static_cast<int>(columns), depth, scheme_.columns, panel + half * tile_columns_, prefetch);
+  }
+}
+
+void Run::tile(const RowBlock& block, int64_t panel_index) const {
+  thread_local Buffer scratch;  // 32 KiB for a panel of b, 48 KiB of sums, and the scales
+  float* sums = scratch.reserve<float>(kBlockRows * kMaxColumns + kBlockSteps * kMaxColumns + kGemmPanelSlack +
+                                       kBlockRows + kMaxColumns);
+  auto* panel = reinterpret_cast<uint32_t*>(sums + kBlockRows * kMaxColumns);
+  float* row_scales = reinterpret_cast<float*>(panel + kBlockSteps * kMaxColumns + kGemmPanelSlack);
+  float* column_scales = row_scales + kBlockRows;
+  const GemmBlockScales* scales = problem_.block_scales;
+  const GemmGroup& group = problem_.groups[block.group];
+  const int64_t column = panel_index * tile_columns_, columns = std::min(tile_columns_, problem_.columns - column);
+  if (group.depth == 0) std::fill_n(sums, block.rows * scheme_.columns, 0.0f);
+  for (int64_t k = 0; k < group.depth; k += k_block_) {
+    int64_t depth = std::min(k_block_, group.depth - k);
+    pack_columns(group, column, columns, k, depth, panel, nullptr);
+    if (scales) {
+      scales->rows(block.group, block.row, block.rows, k / k_block_, row_scales);
+      scales->columns(block.group, column, columns, scheme_.columns, k / k_block_, column_scales);
+    }
+    for (int64_t chunk = 0; chunk < block.chunks; ++chunk) {
+      int64_t row = block.chunk_row(chunk);
+      scheme_.multiply(slab_ + block.packed + panel_offset(block, chunk, k, depth), panel, steps(depth),
+                       static_cast<int>(block.chunk_rows(chunk)), sums + row * scheme_.columns, k != 0,
+                       scales ? row_scales + row : nullptr, column_scales);
+    }
+  }
+  epilogue_({block.group, block.row, block.rows, column, columns, scheme_.columns, sums});
+}
+
+}  // namespace
+
+void gemm(const Microkernels& microkernels, const ThreadPool& pool, const GemmProblem& problem,
+          const GemmEpilogue& epilogue) {
+  if (problem.columns == 0) return;
+  Run(choose_scheme(microkernels.gemm, problem), pool, problem, epilogue).all_groups();
+}
+
+}  // namespace hunyuan_kernels::cpu

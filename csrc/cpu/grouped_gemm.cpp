@@ -1,0 +1,150 @@
+#include "cpu/grouped_gemm.h"
+
+#include <cstring>
+
+#include "common/integer_math.h"
+
+namespace hunyuan_kernels::cpu {
+namespace {
+
+constexpr int64_t kElementwiseGrain = 1 << 15;  // elements: some 10 us, worth waking a thread for
+
+char* address(void* data, DType dtype, int64_t element) {
+  return static_cast<char*>(data) + element * element_size(dtype);
+}
+char* row_of(const Rows& matrix, int64_t row, int64_t column = 0) {
+  return address(matrix.data, matrix.dtype, row * matrix.row_stride + column);
+}
+
+int64_t rows_of_grain(int64_t columns) { return maximum(1, kElementwiseGrain / maximum(1, columns)); }
+
+// Rows that belong to no group.
+void zero_rows(const ThreadPool& pool, const Rows& out, int64_t first) {
+  parallel_ranges(pool, out.rows - first, rows_of_grain(out.columns), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row)
+      std::memset(row_of(out, first + row), 0, static_cast<size_t>(out.columns * element_size(out.dtype)));
+  });
+}
+
+// Groups of rows of `a` against the weights of their experts.
+GemmProblem rows_by_expert(const Rows& a, const ExpertWeights& b, const ExpertOffsets& offsets) {
+  GemmProblem problem;
+  problem.a = {a.dtype, a.row_stride, 1};
+  problem.b = {b.dtype, b.row_stride, b.column_stride};
+  problem.columns = b.rows;
+  for (int64_t e = 0; e < b.experts; ++e)
+    problem.groups.push_back(
+        {row_of(a, offsets[e]), address(b.data, b.dtype, e * b.expert_stride), offsets[e + 1] - offsets[e], a.columns});
+  return problem;
+}
+
+class StoreRows final : public GemmEpilogue {
+ public:
+  StoreRows(const Microkernels& microkernels, const Rows& out, const ExpertOffsets& offsets)
+      : kernels_(microkernels.gemm), out_(out), offsets_(offsets) {}
+  void operator()(const GemmTile& tile) const override {
+    kernels_.store(tile.sums, tile.width, tile.rows, tile.columns, out_.dtype,
+                   row_of(out_, offsets_[tile.group] + tile.row, tile.column), out_.row_stride);
+  }
+
+ private:
+  const GemmKernels& kernels_;
+  const Rows& out_;
+  const ExpertOffsets& offsets_;
+};
+
+class StoreSwiglu final : public GemmEpilogue {
+ public:
+  StoreSwiglu(const Microkernels& microkernels, const Rows& out, const Rows* preactivation,
+              const ExpertOffsets& offsets)
+      : kernels_(microkernels), out_(out), preactivation_(preactivation), offsets_(offsets) {}
+  void operator()(const GemmTile& tile) const override {
+    const float *gate = tile.sums, *up = tile.sums + tile.width / 2;
+    const int64_t row = offsets_[tile.group] + tile.row;
+    kernels_.grouped_gemm.swiglu(gate, up, tile.width, tile.rows, tile.columns, out_.dtype,
+                                 row_of(out_, row, tile.column), out_.row_stride);
+    if (!preactivation_) return;
+    kernels_.gemm.store(gate, tile.width, tile.rows, tile.columns, preactivation_->dtype,
+                        row_of(*preactivation_, row, tile.column), preactivation_->row_stride);
+    kernels_.gemm.store(up, tile.width, tile.rows, tile.columns, preactivation_->dtype,
+                        row_of(*preactivation_, row, out_.columns + tile.column), preactivation_->row_stride);
+  }
+
+ private:
+  const Microkernels& kernels_;
+  const Rows& out_;
+  const Rows* preactivation_;
+  const ExpertOffsets& offsets_;
+};
+
+// Tiles are [row of the weight, column of the weight]; stores them, or adds them to what is there.
+class StoreWeightGradient final : public GemmEpilogue {
+ public:
+  StoreWeightGradient(const Microkernels& microkernels, const ExpertWeights& grad, bool accumulate)
+      : kernels_(microkernels.gemm), grad_(grad), accumulate_(accumulate) {}
+  void operator()(const GemmTile& tile) const override {
+    char* out =
+        address(grad_.data, grad_.dtype, tile.group * grad_.expert_stride + tile.row * grad_.row_stride + tile.column);
+    if (accumulate_)
+      kernels_.accumulate(tile.sums, tile.width, tile.rows, tile.columns, reinterpret_cast<float*>(out),
+                          grad_.row_stride);
+    else
+      kernels_.store(tile.sums, tile.width, tile.rows, tile.columns, grad_.dtype, out, grad_.row_stride);
+  }
+
+ private:
+  const GemmKernels& kernels_;
+  const ExpertWeights& grad_;
+  const bool accumulate_;
+};
+
+}  // namespace
+
+void grouped_gemm(const Microkernels& microkernels, const ThreadPool& pool, const Rows& a, const ExpertWeights& b,
+                  const ExpertOffsets& offsets, const Rows& out) {
+  gemm(microkernels, pool, rows_by_expert(a, b, offsets), StoreRows(microkernels, out, offsets));
+  zero_rows(pool, out, offsets.back());
+}
+
+void grouped_gemm_wgrad(const Microkernels& microkernels, const ThreadPool& pool, const Rows& grad_out, const Rows& a,
+                        const ExpertOffsets& offsets, const ExpertWeights& grad_b, bool accumulate) {
+  if (grad_b.column_stride != 1) {  // the unit stride is along the rows: compute the transpose
+    ExpertWeights transposed = grad_b;
+    std::swap(transposed.rows, transposed.columns);
+    std::swap(transposed.row_stride, transposed.column_stride);
+    return grouped_gemm_wgrad(microkernels, pool, a, grad_out, offsets, transposed, accumulate);
+  }
+  GemmProblem problem;  // k is the row of the group
+  problem.a = {grad_out.dtype, 1, grad_out.row_stride};
+  problem.b = {a.dtype, 1, a.row_stride};
+  problem.columns = a.columns;
+  for (int64_t e = 0; e < grad_b.experts; ++e) {
+    int64_t depth = offsets[e + 1] - offsets[e];
+    int64_t rows = accumulate && depth == 0 ? 0 : grad_out.columns;  // nothing to add
+    problem.groups.push_back({row_of(grad_out, offsets[e]), row_of(a, offsets[e]), rows, depth});
+  }
+  gemm(microkernels, pool, problem, StoreWeightGradient(microkernels, grad_b, accumulate));
+}
+
+void grouped_swiglu(const Microkernels& microkernels, const ThreadPool& pool, const Rows& a,
+                    const ExpertWeights& gate_up, const ExpertOffsets& offsets, const Rows& out,
+                    const Rows* preactivation) {
+  GemmProblem problem = rows_by_expert(a, gate_up, offsets);
+  problem.columns = problem.second_half = out.columns;
+  gemm(microkernels, pool, problem, StoreSwiglu(microkernels, out, preactivation, offsets));
+  zero_rows(pool, out, offsets.back());
+  if (preactivation) zero_rows(pool, *preactivation, offsets.back());
+}
+
+void swiglu_backward(const Microkernels& microkernels, const ThreadPool& pool, const Rows& grad_out,
+                     const Rows& preactivation, const Rows& grad_preactivation) {
+  const int64_t columns = grad_out.columns;
+  parallel_ranges(pool, grad_out.rows, rows_of_grain(columns), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row)
+      microkernels.grouped_gemm.swiglu_backward(
+          row_of(grad_out, row), row_of(preactivation, row), row_of(preactivation, row, columns), grad_out.dtype,
+          columns, row_of(grad_preactivation, row), row_of(grad_preactivation, row, columns));
+  });
+}
+
+}  // namespace hunyuan_kernels::cpu

@@ -1,0 +1,50 @@
+// Microkernels of the GEMM core: see gemm.inl, and cpu/gemm.h for who calls them.
+#pragma once
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace hunyuan_kernels::cpu {
+
+// Both operands of a GEMM are sets of lines of `depth` elements (rows of a; columns of a @ b, which are rows of b). A
+// panel holds some lines as 32-bit words, step by step, so that the multiplication reads it in order:
+//   panel[depth / k_step][width][k_step]
+// Elements past the depth are zero.
+using GemmPack = void (*)(const void* lines,  // element k of line i is lines[i * line_stride + k * k_stride]
+                          int64_t stride,     // the stride that is not 1
+                          int64_t available,  // lines that may be read from `lines` on: at least `count`
+                          int count,          // lines that matter; others up to the vector's end hold anything
+                          int64_t depth,      // elements of each line
+                          int width,          // lines of the whole panel (words from one step to the next)
+                          uint32_t* panel,    // its first word for line 0; kGemmPanelSlack words past its end get dirty
+                          const void* prefetch  // lines that are packed next, to be brought into L2; may be null
+);
+
+// Words that a packer may write past the end of a panel (whole vectors, whole words of several elements).
+constexpr int kGemmPanelSlack = 128;
+
+// One way to hold and multiply panels.
+struct GemmScheme {
+  int k_step;   // elements in a word: 1 (fp32) or 2 (a pair of bf16)
+  int rows;     // rows of the largest tile of sums
+  int columns;  // columns of every tile of sums: the width of b's panels
+  // The packer for elements of `dtype`, nullptr where there is none. along_k: the k stride is 1, else the line stride.
+  GemmPack (*packer)(DType dtype, bool along_k);
+  // sums[rows][columns] = (accumulate ? sums : 0) + scale * (a panel of `rows` lines) x (b panel), over `steps` words.
+  // scale is row_scales[row] * column_scales[column], or 1 where both are null. Every sum runs over the steps in order,
+  // whatever `rows` is.
+  void (*multiply)(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, float* sums, bool accumulate,
+                   const float* row_scales, const float* column_scales);
+};
+
+struct GemmKernels {
+  GemmScheme floats;  // fp32 words: any element type
+  GemmScheme pairs;   // bf16 dot products: bf16 and what bf16 holds exactly; rows == 0 where the set has none
+  // out[r][c] = sums[r][c] in the dtype of out (float32 or bfloat16); sums has `width` columns, out_stride in elements.
+  void (*store)(const float* sums, int width, int64_t rows, int64_t columns, DType dtype, void* out,
+                int64_t out_stride);
+  // out[r][c] += sums[r][c]
+  void (*accumulate)(const float* sums, int width, int64_t rows, int64_t columns, float* out, int64_t out_stride);
+};
+
+}  // namespace hunyuan_kernels::cpu
