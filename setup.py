@@ -77,6 +77,7 @@ class CMakeBuild(build_ext):
             "PYTHON_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "TORCH_ROOT": torch,
+            "HUNYUAN_KERNELS_NVCC": os.environ.get("HUNYUAN_KERNELS_NVCC", "auto"),
             "HUNYUAN_KERNELS_VERSION": VERSION,
         }
         flags = [f"-D{name}={value}" for name, value in definitions.items()]

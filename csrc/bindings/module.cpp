@@ -13,9 +13,12 @@ PYBIND11_MODULE(_C, m) {
         information["torch"] = TORCH_BUILD_VERSION;
         information["compiler"] = COMPILER_ID;
         information["processor"] = BUILD_PROCESSOR;
-        information["cuda"] = py::none();  // no device code in this build
+        if (*BUILD_CUDA)
+          information["cuda"] = BUILD_CUDA;
+        else
+          information["cuda"] = py::none();
         return information;
       },
       "Versions and tools of this build as a dict: version, torch (whose headers were used), compiler, processor, cuda "
-      "(None: the build has no device code).");
+      "(compiler and architecture of the device code, None when there is none).");
 }

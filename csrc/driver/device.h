@@ -1,0 +1,69 @@
+// A device, real or simulated, as host code sees it: its properties, its kernels, launches.
+#pragma once
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "driver/kernel_launch.h"
+#include "driver/table.h"
+
+namespace hunyuan_kernels::driver {
+
+// What plans depend on. Plans are made without a device in tests.
+struct DeviceProperties {
+  int capability = 90;  // compute capability, 10 * major + minor
+  int sms = 132;
+  int shared_bytes = 227 * 1024;  // per block, after opting in
+};
+
+class Device {
+ public:
+  Device(const DriverTable& table, int ordinal);
+  // The GPU with this number, as torch counts them. Lives as long as the process. Raises without a driver.
+  static Device& cuda(int ordinal);
+
+  const DriverTable& table() const { return table_; }
+  const DeviceProperties& properties() const { return properties_; }
+
+  // Makes the device's primary context current on the calling thread, where torch has it too, and puts the old one
+  // back.
+  class Current {
+   public:
+    explicit Current(const Device& device);
+    ~Current();
+    Current(const Current&) = delete;
+
+   private:
+    const DriverTable& table_;
+  };
+
+  // `parameters` point at the kernel's arguments, in order. The device must be current.
+  void launch(const KernelLaunch& launch, CUstream stream, void** parameters);
+
+ private:
+  CUkernel kernel(const KernelLaunch& launch);  // loads it at the first use
+  CUlibrary library(const std::string& stem);
+
+  const DriverTable& table_;
+  const int ordinal_;
+  CUdevice device_ = 0;
+  CUcontext context_ = nullptr;
+  DeviceProperties properties_;
+  std::mutex mutex_;
+  std::map<std::string, CUlibrary> libraries_;  // by stem
+  struct Configured {
+    CUkernel kernel;
+    uint32_t shared_bytes;  // allowed so far
+  };
+  std::map<std::string, Configured> kernels_;  // by entry name
+};
+
+// Where launches of one call go.
+struct Stream {
+  Device& device;
+  CUstream handle = nullptr;
+
+  void launch(const KernelLaunch& launch, void** parameters) { device.launch(launch, handle, parameters); }
+};
+
+}  // namespace hunyuan_kernels::driver

@@ -1,0 +1,25 @@
+// Largest value over a group of neighbouring threads of a block.
+#pragma once
+#include "arch/warp.cuh"
+
+namespace hunyuan_kernels::tile {
+
+// Groups of `threads` threads, counted from the block's first one: 16, or a multiple of 32. Every thread of the block
+// calls it and gets its group's maximum. `scratch` holds one word per warp of the block.
+__device__ __forceinline__ uint32_t group_max(uint32_t value, int thread, int threads, uint32_t* scratch) {
+  if (threads == 16) {
+#pragma unroll
+    for (int mask = 8; mask > 0; mask /= 2) value = max(value, arch::exchange(value, mask));
+    return value;
+  }
+  value = arch::warp_max(value);
+  if (threads == 32) return value;
+  const int lane = thread % 32, warps = threads / 32, first_warp = thread / threads * warps;
+  if (lane == 0) scratch[thread / 32] = value;
+  __syncthreads();
+  value = arch::warp_max(lane < warps ? scratch[first_warp + lane] : 0);
+  __syncthreads();  // scratch may be used again
+  return value;
+}
+
+}  // namespace hunyuan_kernels::tile
