@@ -1,10 +1,13 @@
-// The pybind11 module `_C`: what the build contains. It needs no torch; the ops do not need it.
+// The pybind11 module `_C`: what the build contains, and the simulator. It needs no torch; the ops do not need it.
 #include <pybind11/pybind11.h>
+
+#include "bindings/simulator_module.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build information of hunyuan_kernels.";
+  m.doc() = "Build information of hunyuan_kernels, and its PTX simulator.";
+  hunyuan_kernels::register_simulator(m);
   m.def(
       "build_information",
       [] {
