@@ -2,6 +2,9 @@
 
 #include <vector>
 
+#include "common/float_environment.h"
+#include "common/integer_math.h"
+
 namespace hunyuan_kernels {
 namespace {
 
@@ -10,6 +13,7 @@ class TorchThreadPool final : public ThreadPool {
   int size() const override { return static_cast<int>(torch::stable::get_num_threads()); }
   void run(int threads, void (*body)(void*, int), void* context) const override {
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      DefaultFloatEnvironment environment;
       for (int64_t thread = begin; thread < end; ++thread) body(context, static_cast<int>(thread));
     });
   }
@@ -44,10 +48,14 @@ std::string dtype_name(ScalarType dtype) {
   }
 }
 
-std::string shape_text(const Tensor& tensor) {
+std::string shape_text(const std::vector<int64_t>& sizes) {
   std::string text = "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d ? ", " : "") + std::to_string(tensor.size(d));
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
   return text + "]";
+}
+
+std::string shape_text(const Tensor& tensor) {
+  return shape_text(std::vector<int64_t>(tensor.sizes().begin(), tensor.sizes().end()));
 }
 
 DType to_dtype(ScalarType dtype) {
@@ -118,6 +126,14 @@ std::vector<int64_t> checked_expert_offsets(const char* op, const Tensor& expert
   check(offsets[num_experts] <= rows, op, argument, "ends with ", offsets[num_experts], " at index ", num_experts,
         ", but ", rows_name, " = ", rows, "; it must end with at most the number of rows");
   return offsets;
+}
+
+Tensor empty_activation_scale(int64_t batch, int64_t rows, int64_t blocks, const Tensor& like) {
+  const int64_t padded = round_up(rows, 4), last = batch >= 0 ? 2 : 1;
+  Tensor base = batch >= 0 ? empty({batch, blocks, padded}, ScalarType::Float, like)
+                           : empty({blocks, padded}, ScalarType::Float, like);
+  base = torch::stable::transpose(base, last - 1, last);
+  return torch::stable::narrow(base, last - 1, 0, rows);
 }
 
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {

@@ -22,7 +22,8 @@ using torch::headeronly::ScalarType;
 // torch's intra-op pool: torch.set_num_threads() decides.
 const ThreadPool& torch_threads();
 
-std::string dtype_name(ScalarType dtype);      // "bfloat16", "float8_e4m3fnuz", ...
+std::string dtype_name(ScalarType dtype);  // "bfloat16", "float8_e4m3fnuz", ...
+std::string shape_text(const std::vector<int64_t>& sizes);
 std::string shape_text(const Tensor& tensor);  // "[8, 4096]"
 DType to_dtype(ScalarType dtype);              // dtypes of common/dtype.h only; others are refused by check_dtype first
 
@@ -41,6 +42,10 @@ Tensor with_contiguous_rows(const Tensor& tensor);
 // the message).
 std::vector<int64_t> checked_expert_offsets(const char* op, const Tensor& expert_offsets, int64_t num_experts,
                                             int64_t rows, const char* rows_name);
+
+// fp32 scales of 1 x 128 blocks, [rows, blocks] or, with batch >= 0, [batch, rows, blocks]: rows are the fastest
+// dimension and the stride of a block is padded to a multiple of 4 elements, which is what TMA loads need.
+Tensor empty_activation_scale(int64_t batch, int64_t rows, int64_t blocks, const Tensor& like);
 
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like);
 

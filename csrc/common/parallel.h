@@ -21,10 +21,7 @@ class ThreadPool {
 template <typename Body>
 void parallel_tasks(const ThreadPool& pool, int64_t tasks, Body&& body) {
   int threads = static_cast<int>(tasks < pool.size() ? tasks : pool.size());
-  if (threads <= 1) {
-    for (int64_t task = 0; task < tasks; ++task) body(task, 0);
-    return;
-  }
+  if (threads <= 0) return;
   struct Shared {
     Body& body;
     int64_t tasks;

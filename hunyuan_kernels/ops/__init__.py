@@ -1,5 +1,15 @@
 """The operators, one module per stem."""
 
+from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_gemm_wgrad_, grouped_swiglu
+from hunyuan_kernels.ops.quantize import quantize_fp8
 
-__all__ = ["grouped_gemm", "grouped_gemm_wgrad_", "grouped_swiglu"]
+__all__ = [
+    "combine",
+    "dispatch",
+    "dispatch_fp8",
+    "grouped_gemm",
+    "grouped_gemm_wgrad_",
+    "grouped_swiglu",
+    "quantize_fp8",
+]

@@ -66,7 +66,9 @@ def compare_exact(name: str, got: Tensor, want: Tensor) -> Comparison:
         return Comparison(False, text, float("inf"), float("inf"))
     if got.numel() == 0:
         return Comparison(True, f"{name}: empty", 0.0, 0.0)
-    bytes_got, bytes_want = (t.detach().contiguous().flatten().view(torch.uint8) for t in (got, want))
+    bytes_got, bytes_want = (
+        t.detach().clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8) for t in (got, want)
+    )
     different = (bytes_got != bytes_want).view(got.numel(), -1).any(1)
     if not bool(different.any()):
         return Comparison(True, f"{name}: identical", 0.0, 0.0)

@@ -17,13 +17,19 @@ namespace {
 #include "cpu/isa/simd.inl"
 
 // One per stem, sorted.
+#include "cpu/isa/dispatch.inl"
 #include "cpu/isa/gemm.inl"
 #include "cpu/isa/grouped_gemm.inl"
 #include "cpu/isa/quantize.inl"
 
 }  // namespace
 
-const Microkernels HK_PASTE(HK_ISA, _microkernels) = {HK_STRING(HK_ISA), gemm_kernels, grouped_gemm_kernels,
-                                                      quantize_kernels};
+const Microkernels HK_PASTE(HK_ISA, _microkernels) = {
+    .name = HK_STRING(HK_ISA),
+    .dispatch = dispatch_kernels,
+    .gemm = gemm_kernels,
+    .grouped_gemm = grouped_gemm_kernels,
+    .quantize = quantize_kernels,
+};
 
 }  // namespace hunyuan_kernels::cpu

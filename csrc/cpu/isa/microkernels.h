@@ -4,6 +4,7 @@
 // once against those types, and fills one table. An .inl file must not include headers that define templates or
 // non-static inline functions (std or ours): the linker keeps one copy of those, maybe the one with AVX-512 in it.
 #pragma once
+#include "cpu/isa/dispatch.h"
 #include "cpu/isa/gemm.h"
 #include "cpu/isa/grouped_gemm.h"
 #include "cpu/isa/quantize.h"
@@ -12,6 +13,7 @@ namespace hunyuan_kernels::cpu {
 
 struct Microkernels {
   const char* name;  // "portable", "avx2", "avx512", "avx512_bf16", "neon"
+  DispatchKernels dispatch;
   GemmKernels gemm;
   GroupedGemmKernels grouped_gemm;
   QuantizeKernels quantize;

@@ -1,0 +1,182 @@
+// dispatch, dispatch_fp8, combine and their gradients: schemas, checks, allocation.
+#include "cpu/dispatch.h"
+
+#include "bindings/torch_glue.h"
+#include "common/integer_math.h"
+
+namespace hunyuan_kernels {
+namespace {
+
+constexpr int64_t kLargestRow = int64_t{1} << 31;  // row and token numbers are int32
+
+const int32_t* int32_data(const Tensor& tensor) { return static_cast<const int32_t*>(tensor.const_data_ptr()); }
+
+// token_ids [S] and expert_offsets [E + 1] of a Routing, checked against x [T, H]: the number of rows in use.
+int64_t checked_rows_used(const char* op, const Tensor& x, const Tensor& token_ids, const Tensor& expert_offsets) {
+  check_rank(op, "expert_offsets", expert_offsets, 1, "[E + 1]");
+  check(expert_offsets.size(0) >= 1, op, "expert_offsets", "is empty; required: [E + 1]");
+  const int64_t rows_used =
+      checked_expert_offsets(op, expert_offsets, expert_offsets.size(0) - 1, token_ids.size(0), "S").back();
+  const int32_t* ids = int32_data(token_ids);
+  const int64_t tokens = x.size(0);
+  for (int64_t r = 0; r < rows_used; ++r)
+    check(ids[r] >= 0 && ids[r] < tokens, op, "token_ids", "holds ", ids[r], " at index ", r,
+          "; allowed: 0 to T - 1 = ", tokens - 1);
+  return rows_used;
+}
+
+Tensor checked_token_ids(const char* op, const Tensor& token_ids) {
+  check_cpu(op, "token_ids", token_ids);
+  check_dtype(op, "token_ids", token_ids, {ScalarType::Int});
+  check_rank(op, "token_ids", token_ids, 1, "[S]");
+  return torch::stable::contiguous(token_ids);
+}
+
+Tensor checked_matrix(const char* op, const char* argument, const Tensor& tensor,
+                      std::initializer_list<ScalarType> dtypes, const char* shape) {
+  check_cpu(op, argument, tensor);
+  check_dtype(op, argument, tensor, dtypes);
+  check_rank(op, argument, tensor, 2, shape);
+  check(tensor.size(0) < kLargestRow, op, argument, "has ", tensor.size(0), " rows; allowed: fewer than 2^31");
+  return with_contiguous_rows(tensor);
+}
+
+Tensor dispatch(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets, Tensor rows) {
+  constexpr const char* op = "dispatch";
+  const Tensor x =
+      checked_matrix(op, "x", x_given, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Float8_e4m3fn}, "[T, H]");
+  const Tensor token_ids = checked_token_ids(op, token_ids_given);
+  const int64_t bytes = element_size(to_dtype(x.scalar_type()));
+  cpu::DispatchArguments a{};
+  a.rows_used = checked_rows_used(op, x, token_ids, expert_offsets);
+  a.x = x.const_data_ptr();
+  a.x_stride_bytes = x.stride(0) * bytes;
+  a.row_bytes = x.size(1) * bytes;
+  a.token_ids = int32_data(token_ids);
+  a.rows = token_ids.size(0);
+  Tensor out = empty({a.rows, x.size(1)}, x.scalar_type(), x);
+  a.out = out.mutable_data_ptr();
+  cpu::dispatch(a, torch_threads());
+  return out;
+}
+
+std::tuple<Tensor, Tensor> dispatch_fp8(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets) {
+  constexpr const char* op = "dispatch_fp8";
+  const Tensor x = checked_matrix(op, "x", x_given, {ScalarType::Float, ScalarType::BFloat16}, "[T, H]");
+  const Tensor token_ids = checked_token_ids(op, token_ids_given);
+  cpu::DispatchFp8Arguments a{};
+  a.rows_used = checked_rows_used(op, x, token_ids, expert_offsets);
+  a.x = {x.const_data_ptr(), x.stride(0)};
+  a.dtype = to_dtype(x.scalar_type());
+  a.hidden = x.size(1);
+  a.token_ids = int32_data(token_ids);
+  a.rows = token_ids.size(0);
+  Tensor q = empty({a.rows, a.hidden}, ScalarType::Float8_e4m3fn, x);
+  Tensor scale = empty_activation_scale(-1, a.rows, ceil_div(a.hidden, 128), x);
+  a.q = static_cast<float8_e4m3fn*>(q.mutable_data_ptr());
+  a.scale = static_cast<float*>(scale.mutable_data_ptr());
+  a.scale_block_stride = scale.stride(1);
+  cpu::dispatch_fp8(a, torch_threads());
+  return {q, scale};
+}
+
+// What combine and its gradient share: y [S, H], rows [T, k], weights [T, k].
+struct CombineInputs {
+  CombineInputs(const char* op, const Tensor& y_given, const Tensor& rows_given, const Tensor& weights_given)
+      : y(checked_matrix(op, "y", y_given, {ScalarType::Float, ScalarType::BFloat16}, "[S, H]")) {
+    check_cpu(op, "rows", rows_given);
+    check_dtype(op, "rows", rows_given, {ScalarType::Int});
+    check_rank(op, "rows", rows_given, 2, "[T, k]");
+    tokens = rows_given.size(0), top_k = rows_given.size(1);
+    check_cpu(op, "weights", weights_given);
+    check_dtype(op, "weights", weights_given, {ScalarType::Float});
+    check_shape(op, "weights", weights_given, {tokens, top_k}, "[T, k]");
+    rows = torch::stable::contiguous(rows_given);
+    weights = torch::stable::contiguous(weights_given);
+    const int32_t* numbers = int32_data(rows);
+    for (int64_t i = 0; i < tokens * top_k; ++i)
+      check(numbers[i] >= -1 && numbers[i] < y.size(0), op, "rows", "holds ", numbers[i], " at token ", i / top_k,
+            ", choice ", i % top_k, "; allowed: -1 (none) to S - 1 = ", y.size(0) - 1);
+  }
+
+  // A further [T, H] matrix in the dtype of y.
+  Tensor like_tokens(const char* op, const char* argument, const Tensor& tensor) const {
+    Tensor checked = checked_matrix(op, argument, tensor, {y.scalar_type()}, "[T, H]");
+    check_shape(op, argument, checked, {tokens, y.size(1)}, "[T, H]");
+    return checked;
+  }
+
+  Tensor y, rows, weights;
+  int64_t tokens, top_k;
+};
+
+cpu::ConstRows const_rows(const Tensor& tensor) { return {tensor.const_data_ptr(), tensor.stride(0)}; }
+
+Tensor combine(Tensor y, Tensor rows, Tensor weights, std::optional<Tensor> shared, std::optional<Tensor> residual) {
+  constexpr const char* op = "combine";
+  const CombineInputs in(op, y, rows, weights);
+  const std::optional<Tensor> s = shared ? std::optional(in.like_tokens(op, "shared", *shared)) : std::nullopt;
+  const std::optional<Tensor> r = residual ? std::optional(in.like_tokens(op, "residual", *residual)) : std::nullopt;
+  cpu::CombineArguments a{};
+  a.dtype = to_dtype(in.y.scalar_type());
+  a.tokens = in.tokens, a.top_k = in.top_k, a.hidden = in.y.size(1);
+  a.y = const_rows(in.y);
+  if (s) a.shared = const_rows(*s);
+  if (r) a.residual = const_rows(*r);
+  a.rows = int32_data(in.rows);
+  a.weights = static_cast<const float*>(in.weights.const_data_ptr());
+  Tensor out = empty({a.tokens, a.hidden}, in.y.scalar_type(), in.y);
+  a.out = out.mutable_data_ptr();
+  cpu::combine(a, torch_threads());
+  return out;
+}
+
+std::tuple<Tensor, Tensor> combine_backward(Tensor grad_out_given, Tensor y, Tensor rows, Tensor weights) {
+  constexpr const char* op = "combine_backward";
+  const CombineInputs in(op, y, rows, weights);
+  const Tensor grad_out = in.like_tokens(op, "grad_out", grad_out_given);
+  const int64_t rows_of_y = in.y.size(0), assignments = in.tokens * in.top_k;
+  check(assignments < kLargestRow, op, "rows", "holds ", assignments, " assignments; allowed: fewer than 2^31");
+  // The other direction of `rows`: a row belongs to one assignment, so every gradient is written by one task.
+  std::vector<int32_t> assignment_of_row(rows_of_y, -1);
+  const int32_t* numbers = int32_data(in.rows);
+  for (int64_t i = 0; i < assignments; ++i) {
+    if (numbers[i] < 0) continue;
+    int32_t& assignment = assignment_of_row[numbers[i]];
+    check(assignment < 0, op, "rows", "holds row ", numbers[i], " twice, at assignments ", assignment, " and ", i,
+          "; a row belongs to one assignment");
+    assignment = static_cast<int32_t>(i);
+  }
+  cpu::CombineBackwardArguments a{};
+  a.dtype = to_dtype(in.y.scalar_type());
+  a.tokens = in.tokens, a.top_k = in.top_k, a.hidden = in.y.size(1), a.rows_of_y = rows_of_y;
+  a.grad_out = const_rows(grad_out);
+  a.y = const_rows(in.y);
+  a.assignments = assignment_of_row.data();
+  a.weights = static_cast<const float*>(in.weights.const_data_ptr());
+  Tensor grad_y = empty({rows_of_y, a.hidden}, in.y.scalar_type(), in.y);
+  Tensor grad_weights = torch::stable::new_zeros(in.weights, {in.tokens, in.top_k});
+  a.grad_y = grad_y.mutable_data_ptr();
+  a.grad_weights = static_cast<float*>(grad_weights.mutable_data_ptr());
+  cpu::combine_backward(a, torch_threads());
+  return {grad_y, grad_weights};
+}
+
+}  // namespace
+}  // namespace hunyuan_kernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
+  m.def("dispatch(Tensor x, Tensor token_ids, Tensor expert_offsets, Tensor rows) -> Tensor");
+  m.def("dispatch_fp8(Tensor x, Tensor token_ids, Tensor expert_offsets) -> (Tensor q, Tensor scale)");
+  m.def("combine(Tensor y, Tensor rows, Tensor weights, Tensor? shared, Tensor? residual) -> Tensor");
+  m.def(
+      "combine_backward(Tensor grad_out, Tensor y, Tensor rows, Tensor weights) -> (Tensor grad_y, Tensor "
+      "grad_weights)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
+  m.impl("dispatch", TORCH_BOX(&hunyuan_kernels::dispatch));
+  m.impl("dispatch_fp8", TORCH_BOX(&hunyuan_kernels::dispatch_fp8));
+  m.impl("combine", TORCH_BOX(&hunyuan_kernels::combine));
+  m.impl("combine_backward", TORCH_BOX(&hunyuan_kernels::combine_backward));
+}

@@ -1,0 +1,38 @@
+"""Specification of :func:`hunyuan_kernels.dispatch`, :func:`dispatch_fp8` and :func:`combine`."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hunyuan_kernels.reference.quantize import quantize_fp8
+
+if TYPE_CHECKING:
+    from hunyuan_kernels.ops.routing import Routing
+
+
+def dispatch(x: Tensor, routing: "Routing") -> Tensor:
+    """``out[r] = x[token_ids[r]]`` for the rows in use, zeros behind them."""
+    used = int(routing.expert_offsets[-1])
+    out = x.new_zeros((routing.token_ids.shape[0], x.shape[1]))
+    out[:used] = x[routing.token_ids[:used].long()]
+    return out
+
+
+def dispatch_fp8(x: Tensor, routing: "Routing") -> tuple[Tensor, Tensor]:
+    """:func:`dispatch`, then quantization in blocks of 1 x 128: a row of zeros has scale 1."""
+    return quantize_fp8(dispatch(x, routing), "block_1x128")
+
+
+def combine(y: Tensor, routing: "Routing", shared: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """``out[t] = sum_j weights[t, j] y[rows[t, j]] + shared[t] + residual[t]`` in fp64; row -1 contributes nothing."""
+    rows, weights = routing.rows.long(), routing.weights.double()
+    out = torch.zeros(rows.shape[0], y.shape[1], dtype=torch.float64)
+    for j in range(rows.shape[1]):
+        token = torch.nonzero(rows[:, j] >= 0).flatten()
+        term = weights[token, j, None] * y.double()[rows[token, j]]
+        out = out.index_add(0, token, term)
+    for dense in (shared, residual):
+        if dense is not None:
+            out = out + dense.double()
+    return out
