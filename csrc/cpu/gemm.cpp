@@ -12,9 +12,12 @@ namespace hunyuan_kernels::cpu {
 namespace {
 
 constexpr int64_t kBlockSteps =
-    kGemmMaxScaleBlock;                 // steps of a k block: 32 KiB of b with 32 columns, next to 12 KiB of a in L1
-constexpr int64_t kBlockRows = 384;     // rows of a block, a multiple of every tile: 48 KiB of sums with 32 columns
-constexpr int64_t kMaxColumns = 32;     // widest tile of any instruction set
+    kGemmMaxScaleBlock;              // steps of a k block: 32 KiB of b with 32 columns, next to 12 KiB of a in L1
+constexpr int64_t kBlockRows = 384;  // rows of a block, a multiple of every tile: 48 KiB of sums with 32 columns
+constexpr int64_t kMaxColumns = 32;  // widest tile of any instruction set
+constexpr int64_t kMaxLanes = 16;
+constexpr int64_t kDotSteps = 512;  // steps of a k block of dot products: 16 KiB for 8 rows of a, in L1
+constexpr int64_t kMaxDotRows = 8;
 constexpr int64_t kTaskWork = 1 << 19;  // multiply-adds of a range of tasks: about 10 us, worth waking a thread for
 constexpr int64_t kPackingWork = 8;     // packing an element costs about as much as this many multiply-adds
 
@@ -48,10 +51,20 @@ class Buffer {
 // Up to kBlockRows rows of one group, cut into chunks of at most one tile of rows, as even as they go.
 struct RowBlock {
   int64_t group, row, rows, chunks;
-  int64_t packed;  // where its panels start in the slab: for each k block, the panels of all chunks
+  bool dot;        // done by dot products
+  int64_t packed;  // where it starts in the slab: for each k block, the panels of all chunks, or (dot) all rows
 
   int64_t chunk_row(int64_t chunk) const { return chunk * (rows / chunks) + std::min(chunk, rows % chunks); }
   int64_t chunk_rows(int64_t chunk) const { return rows / chunks + (chunk < rows % chunks); }
+};
+
+// What a thread needs for one tile, kept between calls: 100 KiB.
+struct alignas(64) Scratch {
+  uint32_t panel[kBlockSteps * kMaxColumns + kGemmPanelSlack];
+  float sums[kBlockRows * kMaxColumns];
+  float lanes[kMaxDotRows * kMaxColumns * kMaxLanes];
+  float row_scales[kBlockRows];
+  float column_scales[kMaxColumns];
 };
 
 // One call of gemm(): what the tasks share.
@@ -63,9 +76,11 @@ class Run {
  private:
   void slab();
   void pack_chunk(const RowBlock& block, int64_t chunk) const;
+  void pack_dot_rows(const RowBlock& block) const;
   void tile(const RowBlock& block, int64_t panel) const;
-  void pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, int64_t depth, uint32_t* panel,
-                    const void* prefetch) const;
+  void panel_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
+  void dot_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
+  void pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, uint32_t* panel) const;
 
   const void* element(const GemmOperand& operand, const void* data, int64_t line, int64_t k) const {
     return static_cast<const char*>(data) +
@@ -73,7 +88,9 @@ class Run {
   }
   int64_t k_blocks(int64_t depth) const { return ceil_div(depth, k_block_); }
   int64_t steps(int64_t depth) const { return ceil_div(depth, scheme_.k_step); }
-  int64_t panel_words(int64_t rows, int64_t depth) const { return steps(depth) * rows + kGemmPanelSlack; }
+  // What is packed next to columns `column` and k: the next k block, or the next tile, which this task or one of the
+  // next ones does. Null at the end.
+  const void* next_lines(const GemmGroup& group, int64_t line, int64_t column, int64_t k, int64_t k_block) const;
   // Words of the packed block, and where the panel of a chunk and a k block starts.
   int64_t block_words(int64_t rows, int64_t chunks, int64_t depth) const {
     return steps(depth) * rows + k_blocks(depth) * chunks * kGemmPanelSlack;
@@ -91,6 +108,8 @@ class Run {
   const int64_t tile_columns_;  // columns of a tile (of each half)
   const int64_t panels_;        // tiles that cover the columns
   const int64_t k_block_;       // elements
+  const GemmDot dot_;           // multiply is nullptr: not for these operands
+  const int64_t dot_k_block_;   // elements
   std::vector<RowBlock> blocks_;
   int64_t slab_words_ = 0;
   uint32_t* slab_ = nullptr;
@@ -112,7 +131,9 @@ Run::Run(const GemmScheme& scheme, const ThreadPool& pool, const GemmProblem& pr
       paired_(problem.second_half != 0),
       tile_columns_(paired_ ? scheme.columns / 2 : scheme.columns),
       panels_(ceil_div(problem.columns, tile_columns_)),
-      k_block_(problem.block_scales ? problem.scale_block : kBlockSteps * scheme.k_step) {
+      k_block_(problem.block_scales ? problem.scale_block : kBlockSteps * scheme.k_step),
+      dot_(problem.b.along_k() ? scheme.dot(problem.a.dtype, problem.b.dtype) : GemmDot{}),
+      dot_k_block_(problem.block_scales ? problem.scale_block : kDotSteps * scheme.k_step) {
   check(pack_a_ && pack_b_, "gemm", "operands", "have an element type without a packer");
 }
 
@@ -138,11 +159,12 @@ void Run::all_groups() {
     int64_t block_rows = slab_limit / (steps(group.depth) + 1) / scheme_.rows * scheme_.rows;
     block_rows = std::clamp(block_rows, int64_t{scheme_.rows}, kBlockRows);
     int64_t blocks = ceil_div(group.rows, block_rows);
+    const bool dot = dot_.multiply && group.rows <= scheme_.dot_rows;
     for (int64_t i = 0, row = 0; i < blocks; ++i) {
-      int64_t rows = group.rows / blocks + (i < group.rows % blocks), chunks = ceil_div(rows, scheme_.rows);
-      int64_t words = block_words(rows, chunks, group.depth);
+      int64_t rows = group.rows / blocks + (i < group.rows % blocks), chunks = dot ? 1 : ceil_div(rows, scheme_.rows);
+      int64_t words = dot ? steps(round_up(group.depth, dot_.k_unit)) * rows : block_words(rows, chunks, group.depth);
       if (!blocks_.empty() && slab_words_ + words > slab_limit) flush();
-      blocks_.push_back({index, row, rows, chunks, slab_words_});
+      blocks_.push_back({index, row, rows, chunks, dot, slab_words_});
       slab_words_ += round_up(words, 16);
       row += rows;
     }
@@ -164,7 +186,10 @@ void Run::slab() {
   auto grain = [](int64_t count, int64_t total) { return ceil_div(count, std::max<int64_t>(1, total / kTaskWork)); };
   const auto chunk_count = static_cast<int64_t>(chunks.size());
   parallel_ranges(pool_, chunk_count, grain(chunk_count, words * kPackingWork), [&](int64_t begin, int64_t end, int) {
-    for (; begin < end; ++begin) pack_chunk(*chunks[begin].first, chunks[begin].second);
+    for (; begin < end; ++begin) {
+      const auto& [block, chunk] = chunks[begin];
+      block->dot ? pack_dot_rows(*block) : pack_chunk(*block, chunk);
+    }
   });
   const int64_t tiles = static_cast<int64_t>(blocks_.size()) * panels_;
   parallel_ranges(pool_, tiles, grain(tiles, work * panels_), [&](int64_t begin, int64_t end, int) {
@@ -183,41 +208,84 @@ void Run::pack_chunk(const RowBlock& block, int64_t chunk) const {
   }
 }
 
-void Run::pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, int64_t depth,
-                       uint32_t* panel, const void* prefetch) const {
-  for (int half = 0; half < (paired_ ? 2 : 1); ++half) {
-    int64_t line = half * problem_.second_half + column;
-    pack_b_(element(problem_.b, group.b, line, k), problem_.b.other_stride(), problem_.columns - column,
-            static_cast<int>(columns), depth, scheme_.columns, panel + half * tile_columns_, prefetch);
+void Run::pack_dot_rows(const RowBlock& block) const {
+  const GemmGroup& group = problem_.groups[block.group];
+  uint32_t* to = slab_ + block.packed;
+  for (int64_t k = 0; k < group.depth; k += dot_k_block_) {
+    const int64_t depth = std::min(dot_k_block_, group.depth - k), words = steps(round_up(depth, dot_.k_unit));
+    for (int64_t i = 0; i < block.rows; ++i)
+      dot_.pack_row(element(problem_.a, group.a, block.row + i, k), problem_.a.k_stride, depth, to + i * words);
+    to += block.rows * words;
   }
 }
 
-void Run::tile(const RowBlock& block, int64_t panel_index) const {
-  thread_local Buffer scratch;  // 32 KiB for a panel of b, 48 KiB of sums, and the scales
-  float* sums = scratch.reserve<float>(kBlockRows * kMaxColumns + kBlockSteps * kMaxColumns + kGemmPanelSlack +
-                                       kBlockRows + kMaxColumns);
-  auto* panel = reinterpret_cast<uint32_t*>(sums + kBlockRows * kMaxColumns);
-  float* row_scales = reinterpret_cast<float*>(panel + kBlockSteps * kMaxColumns + kGemmPanelSlack);
-  float* column_scales = row_scales + kBlockRows;
+const void* Run::next_lines(const GemmGroup& group, int64_t line, int64_t column, int64_t k, int64_t k_block) const {
+  k += k_block;
+  if (k >= group.depth) column += tile_columns_, k = 0;
+  if (column + tile_columns_ > problem_.columns) return nullptr;
+  return element(problem_.b, group.b, line + column, k);
+}
+
+void Run::pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, uint32_t* panel) const {
+  for (int half = 0; half < (paired_ ? 2 : 1); ++half) {
+    const int64_t line = half * problem_.second_half;
+    pack_b_(element(problem_.b, group.b, line + column, k), problem_.b.other_stride(), problem_.columns - column,
+            static_cast<int>(columns), std::min(k_block_, group.depth - k), scheme_.columns,
+            panel + half * tile_columns_, next_lines(group, line, column, k, k_block_));
+  }
+}
+
+void Run::panel_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const {
   const GemmBlockScales* scales = problem_.block_scales;
   const GemmGroup& group = problem_.groups[block.group];
-  const int64_t column = panel_index * tile_columns_, columns = std::min(tile_columns_, problem_.columns - column);
-  if (group.depth == 0) std::fill_n(sums, block.rows * scheme_.columns, 0.0f);
   for (int64_t k = 0; k < group.depth; k += k_block_) {
-    int64_t depth = std::min(k_block_, group.depth - k);
-    pack_columns(group, column, columns, k, depth, panel, nullptr);
+    const int64_t depth = std::min(k_block_, group.depth - k);
+    pack_columns(group, column, columns, k, scratch.panel);
     if (scales) {
-      scales->rows(block.group, block.row, block.rows, k / k_block_, row_scales);
-      scales->columns(block.group, column, columns, scheme_.columns, k / k_block_, column_scales);
+      scales->rows(block.group, block.row, block.rows, k / k_block_, scratch.row_scales);
+      scales->columns(block.group, column, columns, scheme_.columns, k / k_block_, scratch.column_scales);
     }
     for (int64_t chunk = 0; chunk < block.chunks; ++chunk) {
-      int64_t row = block.chunk_row(chunk);
-      scheme_.multiply(slab_ + block.packed + panel_offset(block, chunk, k, depth), panel, steps(depth),
-                       static_cast<int>(block.chunk_rows(chunk)), sums + row * scheme_.columns, k != 0,
-                       scales ? row_scales + row : nullptr, column_scales);
+      const int64_t row = block.chunk_row(chunk);
+      scheme_.multiply(slab_ + block.packed + panel_offset(block, chunk, k, depth), scratch.panel, steps(depth),
+                       static_cast<int>(block.chunk_rows(chunk)), scratch.sums + row * scheme_.columns, k != 0,
+                       scales ? scratch.row_scales + row : nullptr, scratch.column_scales);
     }
   }
-  epilogue_({block.group, block.row, block.rows, column, columns, scheme_.columns, sums});
+}
+
+void Run::dot_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const {
+  const GemmBlockScales* scales = problem_.block_scales;
+  const GemmGroup& group = problem_.groups[block.group];
+  const uint32_t* packed = slab_ + block.packed;
+  for (int64_t k = 0; k < group.depth; k += dot_k_block_) {
+    const int64_t depth = std::min(dot_k_block_, group.depth - k), words = steps(round_up(depth, dot_.k_unit));
+    if (scales) {
+      scales->rows(block.group, block.row, block.rows, k / dot_k_block_, scratch.row_scales);
+      scales->columns(block.group, column, columns, scheme_.columns, k / dot_k_block_, scratch.column_scales);
+    }
+    for (int half = 0; half < (paired_ ? 2 : 1); ++half) {
+      const int64_t line = half * problem_.second_half, first = half * tile_columns_;
+      dot_.multiply(packed, words, static_cast<int>(block.rows), element(problem_.b, group.b, line + column, k),
+                    problem_.b.other_stride(), static_cast<int>(columns), depth, scratch.lanes + first * scheme_.lanes,
+                    scheme_.columns, k != 0, scales ? scratch.row_scales : nullptr, scratch.column_scales + first,
+                    next_lines(group, line, column, k, dot_k_block_));
+    }
+    packed += block.rows * words;
+  }
+  scheme_.sum_lanes(scratch.lanes, block.rows, scheme_.columns, scratch.sums);
+}
+
+void Run::tile(const RowBlock& block, int64_t panel) const {
+  thread_local const auto scratch = std::make_unique<Scratch>();
+  const int64_t column = panel * tile_columns_, columns = std::min(tile_columns_, problem_.columns - column);
+  if (problem_.groups[block.group].depth == 0)
+    std::fill_n(scratch->sums, block.rows * scheme_.columns, 0.0f);
+  else if (block.dot)
+    dot_sums(block, column, columns, *scratch);
+  else
+    panel_sums(block, column, columns, *scratch);
+  epilogue_({block.group, block.row, block.rows, column, columns, scheme_.columns, scratch->sums});
 }
 
 }  // namespace

@@ -17,8 +17,11 @@
 // panel of columns) packs its part of b, one k block at a time, into scratch that stays in L2, and runs all rows of the
 // block over it. b is read once for every row block and never copied as a whole.
 //
-// Sums run over k in order, in k blocks of a constant size: a row's result depends on that row and on b alone, not on
-// the number of rows, their place or the number of threads.
+// Groups of few rows (at most GemmScheme::dot_rows: 8, or 4 with 16 registers) against weights with k stride 1 are done
+// by dot products instead: every weight goes once from memory to registers.
+//
+// Either way the order of a sum depends on K alone: a row's result does not depend on the other rows, on its place or
+// on the number of threads. Only the choice between the two ways depends on the number of rows of the group.
 #pragma once
 #include <cstdint>
 #include <vector>

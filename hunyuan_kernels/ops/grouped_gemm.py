@@ -1,9 +1,11 @@
 """Grouped GEMM over expert-major rows, its gradients, and grouped SwiGLU.
 
 Rows are grouped by expert: group ``e`` is rows ``expert_offsets[e]`` to ``expert_offsets[e + 1]``, as ``dispatch`` lays
-them out. All sums are accumulated in fp32, over K in order and in blocks of constant size: a row's result does not
-depend on the other rows of the batch, on how many there are, or on the number of threads. On CPUs with bf16 dot
-products (the instruction set ``avx512_bf16``) subnormal bf16 inputs count as zero, as those instructions define.
+them out. All sums are accumulated in fp32, in an order that depends on K alone: a row's result does not depend on the
+other rows' values, on its place or on the number of threads. It does depend (in its last bits) on whether the group has
+few rows (at most 8, or 4 where the CPU has 16 vector registers) or more, which take different ways through the weights
+when those are contiguous along K. On CPUs with bf16 dot products (the instruction set ``avx512_bf16``) subnormal bf16
+inputs count as zero, as those instructions define.
 """
 
 from collections.abc import Callable

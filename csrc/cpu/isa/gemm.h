@@ -23,6 +23,20 @@ using GemmPack = void (*)(const void* lines,  // element k of line i is lines[i 
 // Words that a packer may write past the end of a panel (whole vectors, whole words of several elements).
 constexpr int kGemmPanelSlack = 128;
 
+// Few rows against lines of b as they lie (k stride 1): every weight is read once, and goes from memory to registers.
+// Sums are kept lane by lane, lanes[row][column][GemmScheme::lanes], until k is done.
+struct GemmDot {
+  int k_unit;  // packed rows of a are padded with zeros to a multiple of this many elements
+  // One row of a in the order in which words of b come apart.
+  void (*pack_row)(const void* row, int64_t k_stride, int64_t depth, uint32_t* packed);
+  // lanes = (accumulate ? lanes : 0) + scale * products, for 1 to GemmScheme::dot_rows rows of a, `a_stride` words
+  // apart, and `columns` lines of b, b_stride elements apart; scale as in GemmScheme::multiply. `width` columns of
+  // lanes lie between rows. `prefetch`: lines that come next, or null.
+  void (*multiply)(const uint32_t* a, int64_t a_stride, int rows, const void* b, int64_t b_stride, int columns,
+                   int64_t depth, float* lanes, int width, bool accumulate, const float* row_scales,
+                   const float* column_scales, const void* prefetch);
+};
+
 // One way to hold and multiply panels.
 struct GemmScheme {
   int k_step;   // elements in a word: 1 (fp32) or 2 (a pair of bf16)
@@ -35,6 +49,12 @@ struct GemmScheme {
   // whatever `rows` is.
   void (*multiply)(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, float* sums, bool accumulate,
                    const float* row_scales, const float* column_scales);
+  int lanes;     // of a vector
+  int dot_rows;  // rows of one call of GemmDot::multiply
+  // For these element types; its multiply is nullptr where there is none.
+  GemmDot (*dot)(DType a, DType b);
+  // sums[row][column] = sum over the lanes; both have `width` columns, a multiple of `lanes`.
+  void (*sum_lanes)(const float* lanes, int64_t rows, int width, float* sums);
 };
 
 struct GemmKernels {

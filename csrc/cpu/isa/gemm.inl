@@ -2,10 +2,11 @@
 //
 // Packers turn lines of elements into panels (isa/gemm.h). `floats` panels hold fp32 words and serve every element
 // type; `pairs` panels hold two bf16 in a word and serve the instruction sets with bf16 dot products. A new element
-// type needs expand() for the schemes it fits and, for lines with another stride, one_step(); nothing else.
+// type needs part() for the schemes whose words hold its values exactly, one_step() for lines with another stride,
+// panel_word() for few rows, and its line in the tables; nothing else.
 //
 // multiply() keeps a tile of kGemmRows x kGemmColumns sums in registers and walks both panels in order: per step one
-// load for each vector of columns and one broadcast for each row.
+// load for each vector of columns and one broadcast for each row. Few rows are done by dot products: gemm_dot.inl.
 
 #if HK_VECTOR_FLOATS == 16  // 32 registers: 24 sums, 2 of b, 1 of a
 constexpr int kGemmRows = 12, kGemmVectors = 2;
@@ -34,14 +35,22 @@ struct PairPanels {
 
 // ---- words ---------------------------------------------------------------------------------------------------------
 
-// A word of a line holds 4 / sizeof(Element) elements; `words` is the same word of kFloats lines. expand() stores what
-// they are in the panel: one vector per step.
-HK_INLINE void expand(FloatPanels, const float*, Words words, uint32_t* panel, int) { store_as(panel, words); }
-HK_INLINE void expand(FloatPanels, const bfloat16*, Words words, uint32_t* panel, int width) {
-  store_as(panel, words << 16);
-  store_as(panel + width, words & 0xffff0000u);
+// A word of a line holds 4 / sizeof(Element) elements; `words` is the same word of several lines, or several words of
+// one line. part() gives their elements as words of a panel, for step j of the word's kParts steps.
+template <typename Panels, typename Element>
+constexpr int kParts = 4 / sizeof(Element) / Panels::k_step;
+
+HK_INLINE Words part(FloatPanels, const float*, Words words, int) { return words; }
+HK_INLINE Words part(FloatPanels, const bfloat16*, Words words, int j) {
+  return j == 0 ? words << 16 : words & 0xffff0000u;
 }
-HK_INLINE void expand(PairPanels, const bfloat16*, Words words, uint32_t* panel, int) { store_as(panel, words); }
+HK_INLINE Words part(PairPanels, const bfloat16*, Words words, int) { return words; }
+
+template <typename Panels, typename Element>
+HK_INLINE void expand(Words words, uint32_t* panel, int width) {
+  HK_UNROLL for (int j = 0; j < kParts<Panels, Element>; ++j)
+      store_as(panel + j * width, part(Panels{}, static_cast<const Element*>(nullptr), words, j));
+}
 
 // One step of kFloats lines that lie side by side: `first` holds their elements k, `second` (null past the depth) k
 // + 1.
@@ -64,33 +73,52 @@ HK_INLINE Words one_step(PairPanels, const bfloat16* first, const bfloat16* seco
 template <int... Lane>
 struct Lanes {};
 #if HK_VECTOR_FLOATS == 16
+using PairLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
 using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
 #elif HK_VECTOR_FLOATS == 8
+using PairLanes = Lanes<0, 1, 2, 3>;
 using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
 #else
+using PairLanes = Lanes<0, 1>;
 using AllLanes = Lanes<0, 1, 2, 3>;
 #endif
+typedef uint64_t Pairs __attribute__((vector_size(4 * kFloats)));
 
-// Exchanges the lanes of x that have bit `Bit` in their number with those of y that have not.
-template <int Bit, int... Lane>
-HK_INLINE void exchange(Words& x, Words& y, Lanes<Lane...>) {
-  Words low = __builtin_shufflevector(x, y, ((Lane & Bit) ? kFloats + Lane - Bit : Lane)...);
-  y = __builtin_shufflevector(x, y, ((Lane & Bit) ? kFloats + Lane : Lane + Bit)...);
-  x = low;
+// x and y become what the steps of a transposition need side by side. Within 128 bits: the words (Vector = Words) or
+// the pairs of words (Pairs) of their lower halves interleaved, and those of their upper halves; a single instruction
+// each.
+template <typename Vector, int... Lane>
+HK_INLINE void interleave_halves(Words& x, Words& y, Lanes<Lane...>) {
+  constexpr int kHalf = 8 / sizeof(Vector{}[0]), kLanes = sizeof(Vector) / sizeof(Vector{}[0]);
+  const Vector a = (Vector)x, b = (Vector)y;
+  x = (Words)__builtin_shufflevector(a, b,
+                                     (Lane / (2 * kHalf) * 2 * kHalf + Lane % (2 * kHalf) / 2 + Lane % 2 * kLanes)...);
+  y = (Words)__builtin_shufflevector(
+      a, b, (Lane / (2 * kHalf) * 2 * kHalf + kHalf + Lane % (2 * kHalf) / 2 + Lane % 2 * kLanes)...);
 }
-template <int Bit>
-HK_INLINE void transpose_bit(Words* w) {
-  HK_UNROLL for (int i = 0; i < kFloats; ++i) if (!(i & Bit)) exchange<Bit>(w[i], w[i + Bit], AllLanes{});
+// Between 128-bit lanes: the even ones of x and y, and the odd ones.
+template <int... Lane>
+HK_INLINE void separate_lanes(Words& x, Words& y, Lanes<Lane...>) {
+  Words even = __builtin_shufflevector(x, y, (Lane / 4 * 8 + Lane % 4)...);
+  y = __builtin_shufflevector(x, y, (Lane / 4 * 8 + 4 + Lane % 4)...);
+  x = even;
 }
-// Transposes kFloats x kFloats words: one bit of the index at a time.
+// Transposes kFloats x kFloats words.
 HK_INLINE void transpose(Words* w) {
-  transpose_bit<1>(w);
-  transpose_bit<2>(w);
+  HK_UNROLL for (int i = 0; i < kFloats; i += 2) interleave_halves<Words>(w[i], w[i + 1], AllLanes{});
+  HK_UNROLL for (int i = 0; i < kFloats; i += 4) {
+    interleave_halves<Pairs>(w[i], w[i + 2], PairLanes{});
+    interleave_halves<Pairs>(w[i + 1], w[i + 3], PairLanes{});
+    Words second = w[i + 2];  // in the order of the columns
+    w[i + 2] = w[i + 1];
+    w[i + 1] = second;
+  }
 #if HK_VECTOR_FLOATS >= 8
-  transpose_bit<4>(w);
+  HK_UNROLL for (int i = 0; i < kFloats; i += 8) HK_UNROLL for (int j = 0; j < 4; ++j)
+      separate_lanes(w[i + j], w[i + j + 4], AllLanes{});
 #endif
 #if HK_VECTOR_FLOATS >= 16
-  transpose_bit<8>(w);
+  HK_UNROLL for (int j = 0; j < 8; ++j) separate_lanes(w[j], w[j + 8], AllLanes{});
 #endif
 }
 
@@ -103,30 +131,29 @@ void pack_along_k(const void* lines_, int64_t stride, int64_t, int count, int64_
   constexpr int kWord = 4 / sizeof(Element), kBlock = kFloats * kWord;
   const Element* lines = static_cast<const Element*>(lines_);
   const Element* prefetch = static_cast<const Element*>(prefetch_);
+  const int64_t word_step = static_cast<int64_t>(kParts<Panels, Element>) * width;
   for (int64_t k = 0; k < depth; k += kBlock) {
-    const int rest = static_cast<int>(minimum(kBlock, depth - k)), words = (rest + kWord - 1) / kWord;
+    const int rest = static_cast<int>(minimum(kBlock, depth - k));
     for (int group = (count - 1) / kFloats * kFloats; group >= 0; group -= kFloats) {
+      const int here = count - group < kFloats ? count - group : kFloats;
       const Element* from = lines + group * stride + k;
       uint32_t* to = panel + k / Panels::k_step * width + group;
-      const int here = count - group < kFloats ? count - group : kFloats;
       Words w[kFloats];
       if (here == kFloats && rest == kBlock) {
-        HK_UNROLL for (int i = 0; i < kFloats; ++i) {
-          w[i] = load_as<Words>(from + i * stride);
-          if (prefetch) __builtin_prefetch(prefetch + (group + i) * stride + k, 0, 2);
+        if (prefetch) {
+          const Element* next = prefetch + group * stride + k;
+          HK_UNROLL for (int i = 0; i < kFloats; ++i, next += stride) __builtin_prefetch(next, 0, 2);
         }
+        HK_UNROLL for (int i = 0; i < kFloats; ++i, from += stride) w[i] = load_as<Words>(from);
+        transpose(w);
+        HK_UNROLL for (int i = 0; i < kFloats; ++i, to += word_step) expand<Panels, Element>(w[i], to, width);
       } else {
-        for (int i = 0; i < kFloats; ++i) {
+        for (int i = 0; i < kFloats; ++i, from += stride) {
           w[i] = Words{};
-          if (i < here) __builtin_memcpy(&w[i], from + i * stride, rest * sizeof(Element));
+          if (i < here) __builtin_memcpy(&w[i], from, rest * sizeof(Element));
         }
-      }
-      transpose(w);
-      if (rest == kBlock) {
-        HK_UNROLL for (int i = 0; i < kFloats; ++i)
-            expand(Panels{}, lines, w[i], to + i * (kWord / Panels::k_step) * width, width);
-      } else {
-        for (int i = 0; i < words; ++i) expand(Panels{}, lines, w[i], to + i * (kWord / Panels::k_step) * width, width);
+        transpose(w);
+        for (int i = 0; i * kWord < rest; ++i, to += word_step) expand<Panels, Element>(w[i], to, width);
       }
     }
   }
@@ -203,6 +230,8 @@ void multiply(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, flo
 #undef HK_CASE
 }
 
+#include "cpu/isa/gemm_dot.inl"
+
 // ---- epilogues -----------------------------------------------------------------------------------------------------
 
 template <typename Element>
@@ -241,14 +270,18 @@ GemmPack float_packer(DType dtype, bool along_k) {
   }
 }
 
-constexpr GemmScheme float_scheme = {FloatPanels::k_step, kGemmRows, kGemmColumns, float_packer, multiply<FloatPanels>};
+constexpr GemmScheme float_scheme = {
+    FloatPanels::k_step, kGemmRows, kGemmColumns, float_packer, multiply<FloatPanels>, kFloats, kDotRows,
+    float_dot,           sum_lanes};
 
 #if defined(__AVX512BF16__)
 GemmPack pair_packer(DType dtype, bool along_k) {
   if (dtype != DType::bfloat16) return nullptr;
   return along_k ? pack_along_k<PairPanels, bfloat16> : pack_along_lines<PairPanels, bfloat16>;
 }
-constexpr GemmScheme pair_scheme = {PairPanels::k_step, kGemmRows, kGemmColumns, pair_packer, multiply<PairPanels>};
+constexpr GemmScheme pair_scheme = {
+    PairPanels::k_step, kGemmRows, kGemmColumns, pair_packer, multiply<PairPanels>, kFloats,
+    kDotRows,           pair_dot,  sum_lanes};
 #else
 constexpr GemmScheme pair_scheme = {};
 #endif
