@@ -1,5 +1,6 @@
 #include "simulator/floats.h"
 
+#include <algorithm>
 #include <array>
 
 namespace hunyuan_kernels::simulator {
@@ -29,21 +30,23 @@ uint32_t encode_float(double x, int exponent_bits, int mantissa_bits, Round mode
   if (std::isinf(x)) return sign | (saturate_finite ? largest : finite_only ? nan : infinity);
   if (x == 0) return sign;
   const int bias = (1 << (exponent_bits - 1)) - 1;
-  double magnitude = std::fabs(x);
-  int exponent;
-  std::frexp(magnitude, &exponent);
-  exponent -= 1;                                                    // magnitude = 1.f * 2^exponent
-  if (exponent < 1 - bias) exponent = 1 - bias;                     // subnormal range
-  double scaled = std::ldexp(magnitude, mantissa_bits - exponent);  // integer part is the significand
-  double whole = std::floor(scaled), rest = scaled - whole;
+  const uint64_t bits = bit_cast<uint64_t>(x);
+  // |x| = significand * 2^(exponent - 52); a subnormal double is far below every target and only counts as not zero.
+  const uint64_t significand53 = (bits & ((1ull << 52) - 1)) | (1ull << 52);
+  int exponent = int(bits >> 52 & 0x7ff) - 1023;
+  const int clamped = std::max(exponent, 1 - bias);  // the subnormal range shares one exponent
+  const int shift = std::min(63, 52 - mantissa_bits + clamped - exponent);
+  const uint64_t whole = significand53 >> shift, rest = significand53 & ((1ull << shift) - 1);
+  const uint64_t half = 1ull << (shift - 1);
+  exponent = clamped;
   bool up = false;
   switch (mode) {
-    case Round::Nearest: up = rest > 0.5 || (rest == 0.5 && std::fmod(whole, 2.0) == 1.0); break;
+    case Round::Nearest: up = rest > half || (rest == half && (whole & 1)); break;
     case Round::Zero: break;
     case Round::Down: up = rest > 0 && sign; break;
     case Round::Up: up = rest > 0 && !sign; break;
   }
-  uint64_t significand = (uint64_t)whole + (up ? 1 : 0);
+  const uint64_t significand = whole + (up ? 1 : 0);
   // The implicit bit makes adding the biased exponent work for normals, subnormals and carries.
   int64_t encoded = (int64_t(exponent + bias - 1) << mantissa_bits) + (int64_t)significand;
   if (encoded > (int64_t)largest) {

@@ -16,8 +16,25 @@ inline To bit_cast(From f) {
 
 enum class Round : uint8_t { Nearest, Zero, Down, Up };
 
-inline float half_to_float(uint16_t h) { return (float)bit_cast<_Float16>(h); }
-inline uint16_t float_to_half(float f) { return bit_cast<uint16_t>((_Float16)f); }
+inline float half_to_float(uint16_t h) {
+  const uint32_t magnitude = uint32_t(h & 0x7fff) << 13;
+  // The product moves the exponent from bias 15 to bias 127 and normalizes subnormals.
+  uint32_t bits = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
+  if (magnitude >= 0x7c00u << 13) bits = magnitude | 0x7f800000u;
+  return bit_cast<float>(bits | uint32_t(h & 0x8000) << 16);
+}
+inline uint16_t float_to_half(float f) {  // to nearest even
+  const uint32_t u = bit_cast<uint32_t>(f), magnitude = u & 0x7fffffff;
+  uint32_t h;
+  if (magnitude > 0x7f800000) return 0x7fff;
+  if (magnitude >= 0x477ff000)
+    h = 0x7c00;
+  else if (magnitude < 0x38800000)  // subnormal: the sum rounds at 2^-24
+    h = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
+  else
+    h = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
+  return uint16_t(h | (u >> 16 & 0x8000));
+}
 inline float bf16_to_float(uint16_t h) { return bit_cast<float>(uint32_t(h) << 16); }
 inline uint16_t float_to_bf16(float f) {
   uint32_t u = bit_cast<uint32_t>(f);

@@ -1,5 +1,6 @@
 // Scheduling of clusters, blocks and warps; asynchronous event queue; deadlock detection.
 #include <algorithm>
+#include <cfenv>
 #include <chrono>
 #include <cstdlib>
 
@@ -208,7 +209,25 @@ Launch::Step Launch::step() {
   return Step::Progress;
 }
 
+namespace {
+
+// Device arithmetic is IEEE with subnormals, whatever the calling thread has chosen (torch.set_flush_denormal).
+class DefaultFloatingPoint {
+ public:
+  DefaultFloatingPoint() {
+    fegetenv(&saved_);
+    fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatingPoint() { fesetenv(&saved_); }
+
+ private:
+  fenv_t saved_;
+};
+
+}  // namespace
+
 void Launch::run_all(const std::vector<Launch*>& launches) {
+  const DefaultFloatingPoint environment;
   const auto start = std::chrono::steady_clock::now();
   std::vector<Step> last(launches.size(), Step::Progress);
   for (auto* l : launches) l->begin();

@@ -230,14 +230,14 @@ void decode_shift(DecodeContext& c, const InstrAst& a, Instr& instr) {
   instr.op[2] = c.source(a.operands[2], 4);
   switch (instr.type) {
     case T::B16:
-    case T::U16: instr.fn = &exec_shift<uint16_t, left>; break;
-    case T::S16: instr.fn = &exec_shift<int16_t, left>; break;
+    case T::U16: instr.fn = lane_parallel<&exec_shift<uint16_t, left>>(); break;
+    case T::S16: instr.fn = lane_parallel<&exec_shift<int16_t, left>>(); break;
     case T::B32:
-    case T::U32: instr.fn = &exec_shift<uint32_t, left>; break;
-    case T::S32: instr.fn = &exec_shift<int32_t, left>; break;
+    case T::U32: instr.fn = lane_parallel<&exec_shift<uint32_t, left>>(); break;
+    case T::S32: instr.fn = lane_parallel<&exec_shift<int32_t, left>>(); break;
     case T::B64:
-    case T::U64: instr.fn = &exec_shift<uint64_t, left>; break;
-    case T::S64: instr.fn = &exec_shift<int64_t, left>; break;
+    case T::U64: instr.fn = lane_parallel<&exec_shift<uint64_t, left>>(); break;
+    case T::S64: instr.fn = lane_parallel<&exec_shift<int64_t, left>>(); break;
     default: break;
   }
 }
@@ -251,19 +251,20 @@ void register_bit_ops(OpTable& t) {
     instr.type = type_part(a);
     instr.cls = InstrClass::IntegerAlu;
     c.operands(a, instr, 1, size_of(instr.type));
-    instr.fn = size_of(instr.type) == 8 ? &exec1<uint64_t, Brev> : &exec1<uint32_t, Brev>;
+    instr.fn =
+        size_of(instr.type) == 8 ? lane_parallel<&exec1<uint64_t, Brev>>() : lane_parallel<&exec1<uint32_t, Brev>>();
   };
   t["popc"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.type = type_part(a);
     instr.cls = InstrClass::IntegerAlu;
     c.operands(a, instr, 1, size_of(instr.type));
-    instr.fn = size_of(instr.type) == 8 ? &exec_popc<uint64_t> : &exec_popc<uint32_t>;
+    instr.fn = size_of(instr.type) == 8 ? lane_parallel<&exec_popc<uint64_t>>() : lane_parallel<&exec_popc<uint32_t>>();
   };
   t["clz"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.type = type_part(a);
     instr.cls = InstrClass::IntegerAlu;
     c.operands(a, instr, 1, size_of(instr.type));
-    instr.fn = size_of(instr.type) == 8 ? &exec_clz<uint64_t> : &exec_clz<uint32_t>;
+    instr.fn = size_of(instr.type) == 8 ? lane_parallel<&exec_clz<uint64_t>>() : lane_parallel<&exec_clz<uint32_t>>();
   };
   t["bfind"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.type = type_part(a);
@@ -271,10 +272,10 @@ void register_bit_ops(OpTable& t) {
     instr.flags = a.has("shiftamt");
     c.operands(a, instr, 1, size_of(instr.type));
     switch (instr.type) {
-      case ScalarType::U32: instr.fn = &exec_bfind<uint32_t>; break;
-      case ScalarType::S32: instr.fn = &exec_bfind<int32_t>; break;
-      case ScalarType::U64: instr.fn = &exec_bfind<uint64_t>; break;
-      case ScalarType::S64: instr.fn = &exec_bfind<int64_t>; break;
+      case ScalarType::U32: instr.fn = lane_parallel<&exec_bfind<uint32_t>>(); break;
+      case ScalarType::S32: instr.fn = lane_parallel<&exec_bfind<int32_t>>(); break;
+      case ScalarType::U64: instr.fn = lane_parallel<&exec_bfind<uint64_t>>(); break;
+      case ScalarType::S64: instr.fn = lane_parallel<&exec_bfind<int64_t>>(); break;
       default: break;
     }
   };
@@ -286,10 +287,10 @@ void register_bit_ops(OpTable& t) {
     instr.op[2] = c.source(a.operands[2], 4);
     instr.op[3] = c.source(a.operands[3], 4);
     switch (instr.type) {
-      case ScalarType::U32: instr.fn = &exec_bfe<uint32_t>; break;
-      case ScalarType::S32: instr.fn = &exec_bfe<int32_t>; break;
-      case ScalarType::U64: instr.fn = &exec_bfe<uint64_t>; break;
-      case ScalarType::S64: instr.fn = &exec_bfe<int64_t>; break;
+      case ScalarType::U32: instr.fn = lane_parallel<&exec_bfe<uint32_t>>(); break;
+      case ScalarType::S32: instr.fn = lane_parallel<&exec_bfe<int32_t>>(); break;
+      case ScalarType::U64: instr.fn = lane_parallel<&exec_bfe<uint64_t>>(); break;
+      case ScalarType::S64: instr.fn = lane_parallel<&exec_bfe<int64_t>>(); break;
       default: break;
     }
   };
@@ -302,7 +303,7 @@ void register_bit_ops(OpTable& t) {
     instr.op[2] = c.source(a.operands[2], bytes);
     instr.op[3] = c.source(a.operands[3], 4);
     instr.op[4] = c.source(a.operands[4], 4);
-    instr.fn = bytes == 8 ? &exec_bfi<uint64_t> : &exec_bfi<uint32_t>;
+    instr.fn = bytes == 8 ? lane_parallel<&exec_bfi<uint64_t>>() : lane_parallel<&exec_bfi<uint32_t>>();
   };
   t["lop3"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     if (a.operands.size() != 5) c.unsupported("predicate form");
@@ -310,7 +311,7 @@ void register_bit_ops(OpTable& t) {
     instr.op[0] = c.dest(a.operands[0]);
     for (int i = 1; i <= 3; ++i) instr.op[i] = c.source(a.operands[i], 4);
     instr.imm[0] = (int64_t)c.immediate(a.operands[4]);
-    instr.fn = &exec_lop3;
+    instr.fn = lane_parallel<&exec_lop3>();
   };
   t["prmt"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::IntegerAlu;
@@ -318,26 +319,27 @@ void register_bit_ops(OpTable& t) {
     for (int m = 0; m < 6; ++m)
       if (a.has(modes[m])) instr.flags = m + 1;
     c.operands(a, instr, 3, 4);
-    instr.fn = &exec_prmt;
+    instr.fn = lane_parallel<&exec_prmt>();
   };
   t["shf"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::IntegerAlu;
     c.operands(a, instr, 3, 4);
     instr.flags = (a.has("l") ? 1 : 0) | (a.has("clamp") ? 2 : 0);
-    instr.fn = &exec_funnel_shift;
+    instr.fn = lane_parallel<&exec_funnel_shift>();
   };
   t["bmsk"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::IntegerAlu;
     instr.flags = a.has("wrap");
     c.operands(a, instr, 2, 4);
-    instr.fn = &exec_bit_mask;
+    instr.fn = lane_parallel<&exec_bit_mask>();
   };
   t["szext"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::IntegerAlu;
     instr.flags = a.has("wrap");
     instr.type = type_part(a);
     c.operands(a, instr, 2, 4);
-    instr.fn = instr.type == ScalarType::S32 ? &exec_extend<int32_t> : &exec_extend<uint32_t>;
+    instr.fn = instr.type == ScalarType::S32 ? lane_parallel<&exec_extend<int32_t>>()
+                                             : lane_parallel<&exec_extend<uint32_t>>();
   };
   auto dot = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::IntegerAlu;
@@ -345,7 +347,7 @@ void register_bit_ops(OpTable& t) {
     bool two = a.parts[0] == "dp2a";
     instr.flags = (is_signed(type_part(a, 0)) ? 1 : 0) | (is_signed(type_part(a, 1)) ? 2 : 0) | (two ? 4 : 0) |
                   (a.has("hi") ? 8 : 0);
-    instr.fn = &exec_dot;
+    instr.fn = lane_parallel<&exec_dot>();
   };
   t["dp4a"] = dot;
   t["dp2a"] = dot;

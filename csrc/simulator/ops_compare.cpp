@@ -157,20 +157,20 @@ ExecFn pick_setp(ScalarType t) {
   using T = ScalarType;
   switch (t) {
     case T::U16:
-    case T::B16: return &exec_setp<uint16_t, Op>;
-    case T::S16: return &exec_setp<int16_t, Op>;
+    case T::B16: return lane_parallel<&exec_setp<uint16_t, Op>>();
+    case T::S16: return lane_parallel<&exec_setp<int16_t, Op>>();
     case T::U32:
-    case T::B32: return &exec_setp<uint32_t, Op>;
-    case T::S32: return &exec_setp<int32_t, Op>;
+    case T::B32: return lane_parallel<&exec_setp<uint32_t, Op>>();
+    case T::S32: return lane_parallel<&exec_setp<int32_t, Op>>();
     case T::U64:
-    case T::B64: return &exec_setp<uint64_t, Op>;
-    case T::S64: return &exec_setp<int64_t, Op>;
-    case T::F32: return &exec_setp<float, Op>;
-    case T::F64: return &exec_setp<double, Op>;
-    case T::F16: return &exec_setp_half<Half, 1, Op>;
-    case T::F16x2: return &exec_setp_half<Half, 2, Op>;
-    case T::BF16: return &exec_setp_half<Bf16, 1, Op>;
-    case T::BF16x2: return &exec_setp_half<Bf16, 2, Op>;
+    case T::B64: return lane_parallel<&exec_setp<uint64_t, Op>>();
+    case T::S64: return lane_parallel<&exec_setp<int64_t, Op>>();
+    case T::F32: return lane_parallel<&exec_setp<float, Op>>();
+    case T::F64: return lane_parallel<&exec_setp<double, Op>>();
+    case T::F16: return lane_parallel<&exec_setp_half<Half, 1, Op>>();
+    case T::F16x2: return lane_parallel<&exec_setp_half<Half, 2, Op>>();
+    case T::BF16: return lane_parallel<&exec_setp_half<Bf16, 1, Op>>();
+    case T::BF16x2: return lane_parallel<&exec_setp_half<Bf16, 2, Op>>();
     default: return nullptr;
   }
 }
@@ -179,13 +179,13 @@ ExecFn pick_set(ScalarType t) {
   using T = ScalarType;
   switch (t) {
     case T::U32:
-    case T::B32: return &exec_set<uint32_t, Op>;
-    case T::S32: return &exec_set<int32_t, Op>;
+    case T::B32: return lane_parallel<&exec_set<uint32_t, Op>>();
+    case T::S32: return lane_parallel<&exec_set<int32_t, Op>>();
     case T::U64:
-    case T::B64: return &exec_set<uint64_t, Op>;
-    case T::S64: return &exec_set<int64_t, Op>;
-    case T::F32: return &exec_set<float, Op>;
-    case T::F64: return &exec_set<double, Op>;
+    case T::B64: return lane_parallel<&exec_set<uint64_t, Op>>();
+    case T::S64: return lane_parallel<&exec_set<int64_t, Op>>();
+    case T::F32: return lane_parallel<&exec_set<float, Op>>();
+    case T::F64: return lane_parallel<&exec_set<double, Op>>();
     case T::F16: return &exec_set_half<Half, 1, Op>;
     case T::F16x2: return &exec_set_half<Half, 2, Op>;
     case T::BF16: return &exec_set_half<Bf16, 1, Op>;

@@ -270,30 +270,34 @@ void decode_convert(DecodeContext& c, const InstrAst& a, Instr& instr) {
   if (instr.type2 == T::E4M3x2 || instr.type2 == T::E5M2x2) {
     if (instr.type != T::F16x2) c.unsupported();
     instr.op[1] = c.source(a.operands[1], 2);
-    instr.fn = &exec_unpack_fp8;
+    instr.fn = lane_parallel<&exec_unpack_fp8>();
     return;
   }
   if (element(instr.type) != T::None) {
     instr.type = element(instr.type);
     instr.op[1] = c.source(a.operands[1], 4);
     if (instr.type2 == T::F32) instr.op[2] = c.source(a.operands[2], 4);
-    instr.fn = &exec_pack;
+    instr.fn = lane_parallel<&exec_pack>();
     return;
   }
   instr.op[1] = c.any_source(a.operands[1], size_of(instr.type2));
-  instr.fn = &exec_convert;
+  instr.fn = lane_parallel<&exec_convert>();
   if (instr.flags == 0 && instr.op[0].bytes == size_of(instr.type) && instr.op[1].bytes == size_of(instr.type2) &&
       !is_float(instr.type) && !is_float(instr.type2)) {
     uint32_t db = size_of(instr.type), sb = size_of(instr.type2);
     bool s = is_signed(instr.type2);
-    if (db == 8 && sb == 4) instr.fn = s ? &exec_int_resize<uint64_t, int32_t> : &exec_int_resize<uint64_t, uint32_t>;
-    if (db == 4 && sb == 8) instr.fn = &exec_int_resize<uint32_t, uint64_t>;
-    if (db == 4 && sb == 2) instr.fn = s ? &exec_int_resize<uint32_t, int16_t> : &exec_int_resize<uint32_t, uint16_t>;
-    if (db == 2 && sb == 4) instr.fn = &exec_int_resize<uint16_t, uint32_t>;
+    if (db == 8 && sb == 4)
+      instr.fn = s ? lane_parallel<&exec_int_resize<uint64_t, int32_t>>()
+                   : lane_parallel<&exec_int_resize<uint64_t, uint32_t>>();
+    if (db == 4 && sb == 8) instr.fn = lane_parallel<&exec_int_resize<uint32_t, uint64_t>>();
+    if (db == 4 && sb == 2)
+      instr.fn = s ? lane_parallel<&exec_int_resize<uint32_t, int16_t>>()
+                   : lane_parallel<&exec_int_resize<uint32_t, uint16_t>>();
+    if (db == 2 && sb == 4) instr.fn = lane_parallel<&exec_int_resize<uint16_t, uint32_t>>();
   }
   if (instr.flags == 0 && r == Round::Nearest && instr.type == T::F32) {
-    if (instr.type2 == T::S32) instr.fn = &exec_int_resize<float, int32_t>;
-    if (instr.type2 == T::U32) instr.fn = &exec_int_resize<float, uint32_t>;
+    if (instr.type2 == T::S32) instr.fn = lane_parallel<&exec_int_resize<float, int32_t>>();
+    if (instr.type2 == T::U32) instr.fn = lane_parallel<&exec_int_resize<float, uint32_t>>();
   }
 }
 

@@ -103,7 +103,7 @@ void decode_move(DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::Predicate;
     instr.op[0] = c.predicate(d);
     instr.op[1] = c.predicate(s);
-    instr.fn = &exec_move_predicate;
+    instr.fn = lane_parallel<&exec_move_predicate>();
     return;
   }
   uint32_t bytes = size_of(instr.type);
@@ -137,14 +137,14 @@ void decode_move(DecodeContext& c, const InstrAst& a, Instr& instr) {
   }
   instr.op[1] = c.source(s, bytes);
   switch (bytes) {
-    case 1: instr.fn = &exec_move<uint8_t>; break;
-    case 2: instr.fn = &exec_move<uint16_t>; break;
+    case 1: instr.fn = lane_parallel<&exec_move<uint8_t>>(); break;
+    case 2: instr.fn = lane_parallel<&exec_move<uint16_t>>(); break;
     case 4:
-      instr.fn = &exec_move<uint32_t>;
+      instr.fn = lane_parallel<&exec_move<uint32_t>>();
       instr.flags = kPlainMove32;
       break;
-    case 8: instr.fn = &exec_move<uint64_t>; break;
-    default: instr.fn = &exec_move128; break;
+    case 8: instr.fn = lane_parallel<&exec_move<uint64_t>>(); break;
+    default: instr.fn = lane_parallel<&exec_move128>(); break;
   }
 }
 
@@ -233,9 +233,9 @@ void register_data_ops(OpTable& t) {
     instr.op[1] = c.source(a.operands[1], bytes);
     instr.op[2] = c.source(a.operands[2], bytes);
     instr.op[3] = c.predicate(a.operands[3]);
-    instr.fn = bytes == 2   ? &exec_selp<uint16_t>
-               : bytes == 4 ? &exec_selp<uint32_t>
-               : bytes == 8 ? &exec_selp<uint64_t>
+    instr.fn = bytes == 2   ? lane_parallel<&exec_selp<uint16_t>>()
+               : bytes == 4 ? lane_parallel<&exec_selp<uint32_t>>()
+               : bytes == 8 ? lane_parallel<&exec_selp<uint64_t>>()
                             : nullptr;
   };
   t["slct"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
@@ -246,8 +246,10 @@ void register_data_ops(OpTable& t) {
     instr.op[1] = c.source(a.operands[1], bytes);
     instr.op[2] = c.source(a.operands[2], bytes);
     instr.op[3] = c.source(a.operands[3], 4);
-    if (bytes == 4) instr.fn = real ? &exec_slct<uint32_t, float> : &exec_slct<uint32_t, int32_t>;
-    if (bytes == 8) instr.fn = real ? &exec_slct<uint64_t, float> : &exec_slct<uint64_t, int32_t>;
+    if (bytes == 4)
+      instr.fn = real ? lane_parallel<&exec_slct<uint32_t, float>>() : lane_parallel<&exec_slct<uint32_t, int32_t>>();
+    if (bytes == 8)
+      instr.fn = real ? lane_parallel<&exec_slct<uint64_t, float>>() : lane_parallel<&exec_slct<uint64_t, int32_t>>();
   };
   t["cvta"] = &decode_cvta;
   t["isspacep"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {

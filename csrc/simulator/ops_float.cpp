@@ -179,9 +179,10 @@ ExecStatus exec_modified(Warp& warp, const Instr& instr, uint32_t mask) {
   return ExecStatus::Next;
 }
 
-// Directed rounding through the host's rounding mode. imm[0]: fenv mode.
+// Directed rounding through the host's rounding mode; volatile keeps the arithmetic between the mode changes.
+// imm[0]: fenv mode.
 template <typename T, typename Op, int sources>
-__attribute__((optimize("rounding-math"))) ExecStatus exec_rounded(Warp& warp, const Instr& instr, uint32_t mask) {
+ExecStatus exec_rounded(Warp& warp, const Instr& instr, uint32_t mask) {
   T* d = warp.ptr<T>(instr.op[0]);
   const T *a = warp.ptr<T>(instr.op[1]), *b = warp.ptr<T>(instr.op[2]), *c = warp.ptr<T>(instr.op[3]);
   const int saved = fegetround();
@@ -246,25 +247,25 @@ ExecFn pick(DecodeContext& c, const InstrAst& a, Instr& instr) {
         if (instr.flags) c.unsupported("directed rounding with .ftz/.sat");
         return &exec_rounded<float, Op, sources>;
       }
-      if (instr.flags) return &exec_modified<Op, sources>;
+      if (instr.flags) return lane_parallel<&exec_modified<Op, sources>>();
       if constexpr (sources == 1)
-        return &exec1<float, Op>;
+        return lane_parallel<&exec1<float, Op>>();
       else if constexpr (sources == 2)
-        return &exec2<float, Op>;
+        return lane_parallel<&exec2<float, Op>>();
       else
-        return &exec3<float, Op>;
+        return lane_parallel<&exec3<float, Op>>();
     case T::F64:
       if (rounding != FE_TONEAREST) return &exec_rounded<double, Op, sources>;
       if constexpr (sources == 1)
-        return &exec1<double, Op>;
+        return lane_parallel<&exec1<double, Op>>();
       else if constexpr (sources == 2)
-        return &exec2<double, Op>;
+        return lane_parallel<&exec2<double, Op>>();
       else
-        return &exec3<double, Op>;
-    case T::F16: return &exec_half<Half, 1, Op, sources>;
-    case T::F16x2: return &exec_half<Half, 2, Op, sources>;
-    case T::BF16: return &exec_half<Bf16, 1, Op, sources>;
-    case T::BF16x2: return &exec_half<Bf16, 2, Op, sources>;
+        return lane_parallel<&exec3<double, Op>>();
+    case T::F16: return lane_parallel<&exec_half<Half, 1, Op, sources>>();
+    case T::F16x2: return lane_parallel<&exec_half<Half, 2, Op, sources>>();
+    case T::BF16: return lane_parallel<&exec_half<Bf16, 1, Op, sources>>();
+    case T::BF16x2: return lane_parallel<&exec_half<Bf16, 2, Op, sources>>();
     default: return nullptr;
   }
 }
@@ -309,9 +310,9 @@ void decode_sign(DecodeContext& c, const InstrAst& a, Instr& instr) {
   uint32_t bytes = size_of(instr.type);
   bool pair = instr.type == ScalarType::F16x2 || instr.type == ScalarType::BF16x2;
   instr.imm[0] = bytes == 8 ? (int64_t)(1ull << 63) : pair ? 0x80008000ll : bytes == 4 ? 0x80000000ll : 0x8000ll;
-  instr.fn = bytes == 8   ? &exec_sign<uint64_t, kind>
-             : bytes == 4 ? &exec_sign<uint32_t, kind>
-                          : &exec_sign<uint16_t, kind>;
+  instr.fn = bytes == 8   ? lane_parallel<&exec_sign<uint64_t, kind>>()
+             : bytes == 4 ? lane_parallel<&exec_sign<uint32_t, kind>>()
+                          : lane_parallel<&exec_sign<uint16_t, kind>>();
 }
 
 void decode_fma(DecodeContext& c, const InstrAst& a, Instr& instr) {

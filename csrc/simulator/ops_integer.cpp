@@ -164,14 +164,14 @@ ExecFn int1(ScalarType t) {
   using T = ScalarType;
   switch (t) {
     case T::U16:
-    case T::B16: return &exec1<uint16_t, Op>;
-    case T::S16: return &exec1<int16_t, Op>;
+    case T::B16: return lane_parallel<&exec1<uint16_t, Op>>();
+    case T::S16: return lane_parallel<&exec1<int16_t, Op>>();
     case T::U32:
-    case T::B32: return &exec1<uint32_t, Op>;
-    case T::S32: return &exec1<int32_t, Op>;
+    case T::B32: return lane_parallel<&exec1<uint32_t, Op>>();
+    case T::S32: return lane_parallel<&exec1<int32_t, Op>>();
     case T::U64:
-    case T::B64: return &exec1<uint64_t, Op>;
-    case T::S64: return &exec1<int64_t, Op>;
+    case T::B64: return lane_parallel<&exec1<uint64_t, Op>>();
+    case T::S64: return lane_parallel<&exec1<int64_t, Op>>();
     default: return nullptr;
   }
 }
@@ -180,14 +180,14 @@ ExecFn int2(ScalarType t) {
   using T = ScalarType;
   switch (t) {
     case T::U16:
-    case T::B16: return &exec2<uint16_t, Op>;
-    case T::S16: return &exec2<int16_t, Op>;
+    case T::B16: return lane_parallel<&exec2<uint16_t, Op>>();
+    case T::S16: return lane_parallel<&exec2<int16_t, Op>>();
     case T::U32:
-    case T::B32: return &exec2<uint32_t, Op>;
-    case T::S32: return &exec2<int32_t, Op>;
+    case T::B32: return lane_parallel<&exec2<uint32_t, Op>>();
+    case T::S32: return lane_parallel<&exec2<int32_t, Op>>();
     case T::U64:
-    case T::B64: return &exec2<uint64_t, Op>;
-    case T::S64: return &exec2<int64_t, Op>;
+    case T::B64: return lane_parallel<&exec2<uint64_t, Op>>();
+    case T::S64: return lane_parallel<&exec2<int64_t, Op>>();
     default: return nullptr;
   }
 }
@@ -195,14 +195,14 @@ template <typename Op>
 ExecFn int3(ScalarType t) {
   using T = ScalarType;
   switch (t) {
-    case T::U16: return &exec3<uint16_t, Op>;
-    case T::S16: return &exec3<int16_t, Op>;
+    case T::U16: return lane_parallel<&exec3<uint16_t, Op>>();
+    case T::S16: return lane_parallel<&exec3<int16_t, Op>>();
     case T::U32:
-    case T::B32: return &exec3<uint32_t, Op>;
-    case T::S32: return &exec3<int32_t, Op>;
+    case T::B32: return lane_parallel<&exec3<uint32_t, Op>>();
+    case T::S32: return lane_parallel<&exec3<int32_t, Op>>();
     case T::U64:
-    case T::B64: return &exec3<uint64_t, Op>;
-    case T::S64: return &exec3<int64_t, Op>;
+    case T::B64: return lane_parallel<&exec3<uint64_t, Op>>();
+    case T::S64: return lane_parallel<&exec3<int64_t, Op>>();
     default: return nullptr;
   }
 }
@@ -220,8 +220,8 @@ ExecStatus exec_halves(Warp& warp, const Instr& instr, uint32_t mask) {
 }
 template <typename Op>
 ExecFn int_pair(ScalarType t) {
-  if (t == ScalarType::U16x2) return &exec_halves<uint16_t, Op>;
-  if (t == ScalarType::S16x2) return &exec_halves<int16_t, Op>;
+  if (t == ScalarType::U16x2) return lane_parallel<&exec_halves<uint16_t, Op>>();
+  if (t == ScalarType::S16x2) return lane_parallel<&exec_halves<int16_t, Op>>();
   return nullptr;
 }
 
@@ -290,7 +290,7 @@ void decode_logic(DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.op[0] = c.predicate(a.operands[0]);
     instr.op[1] = c.predicate(a.operands[1]);
     if (predicate_kind != 3) instr.op[2] = c.predicate(a.operands[2]);
-    instr.fn = &exec_predicate<predicate_kind>;
+    instr.fn = lane_parallel<&exec_predicate<predicate_kind>>();
     return;
   }
   instr.cls = InstrClass::IntegerAlu;
@@ -315,10 +315,10 @@ void decode_mul_mad(DecodeContext& c, const InstrAst& a, Instr& instr, bool mad)
   if (a.has("wide")) {
     if (mad) instr.op[3] = c.source(a.operands[3], bytes * 2);
     switch (instr.type) {
-      case T::U16: instr.fn = &exec_mul_wide<uint16_t>; break;
-      case T::S16: instr.fn = &exec_mul_wide<int16_t>; break;
-      case T::U32: instr.fn = &exec_mul_wide<uint32_t>; break;
-      case T::S32: instr.fn = &exec_mul_wide<int32_t>; break;
+      case T::U16: instr.fn = lane_parallel<&exec_mul_wide<uint16_t>>(); break;
+      case T::S16: instr.fn = lane_parallel<&exec_mul_wide<int16_t>>(); break;
+      case T::U32: instr.fn = lane_parallel<&exec_mul_wide<uint32_t>>(); break;
+      case T::S32: instr.fn = lane_parallel<&exec_mul_wide<int32_t>>(); break;
       default: break;
     }
     return;
@@ -377,8 +377,8 @@ bool decode_integer_arithmetic(DecodeContext& c, const InstrAst& a, Instr& instr
         return (int32_t)std::min<int64_t>(INT32_MAX, std::max<int64_t>(INT32_MIN, v));
       }
     };
-    if (op == "add") instr.fn = &exec2<int32_t, AddSat>;
-    if (op == "sub") instr.fn = &exec2<int32_t, SubSat>;
+    if (op == "add") instr.fn = lane_parallel<&exec2<int32_t, AddSat>>();
+    if (op == "sub") instr.fn = lane_parallel<&exec2<int32_t, SubSat>>();
     return true;
   }
   if (op == "add")
@@ -418,7 +418,8 @@ void register_integer_ops(OpTable& t) {
     instr.cls = InstrClass::IntegerAlu;
     if (a.has("hi")) c.unsupported();
     c.operands(a, instr, 2, 4);
-    instr.fn = instr.type == ScalarType::S32 ? &exec2<int32_t, Mul24> : &exec2<uint32_t, Mul24>;
+    instr.fn = instr.type == ScalarType::S32 ? lane_parallel<&exec2<int32_t, Mul24>>()
+                                             : lane_parallel<&exec2<uint32_t, Mul24>>();
   };
 }
 

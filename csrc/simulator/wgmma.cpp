@@ -157,10 +157,10 @@ void execute(Warp& warp, WgmmaOp& op) {
     uint32_t* d = warp.ptr<uint32_t>(op.instr->op[0]);
     const uint32_t* s = warp.ptr<uint32_t>(op.instr->op[1]);
     for_lanes(op.mask, [&](int lane) { d[lane] = s[lane]; });
-  } else if (op.instr->type2 == ScalarType::S32) {
-    multiply<int32_t>(warp, op);
   } else {
-    multiply<float>(warp, op);
+    static const auto multiply_integers = lane_parallel<&multiply<int32_t>>();
+    static const auto multiply_reals = lane_parallel<&multiply<float>>();
+    op.instr->type2 == ScalarType::S32 ? multiply_integers(warp, op) : multiply_reals(warp, op);
   }
 }
 

@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from hunyuan_kernels._C import simulator
 
 M32, M64 = 2**32 - 1, 2**64 - 1
@@ -301,3 +302,11 @@ def test_half_conversions_exhaustive():
 def test_unsupported_names_instruction():
     with pytest.raises(simulator.SimError, match=r"vadd4\.u32\.u32\.u32 %r"):
         run("vadd4.u32.u32.u32 %r, %a, %b, %c;", [1], [1], [1])
+
+
+def test_subnormals_are_kept_when_the_caller_flushes_them():
+    torch.set_flush_denormal(True)
+    try:
+        assert run("mul.f32 %r, %a, 0f3F800000; cvt.u64.u32 %R, %r;", [1], [0], [0]) == [1]
+    finally:
+        torch.set_flush_denormal(False)
