@@ -22,14 +22,21 @@ struct OperandAst {
   std::vector<OperandAst> elements;  // vector elements; for Address: [base, coordinates...]
 };
 
+// A vector whose elements are asked for by position: a missing one raises std::out_of_range, which the decoder turns
+// into an error that shows the instruction.
+template <typename T>
+struct CheckedList : std::vector<T> {
+  const T& operator[](size_t i) const { return this->at(i); }
+};
+
 struct InstrAst {
   uint32_t line = 0;
   uint32_t scope = 0;
   std::string guard_name;
   bool guard_negated = false;
   std::string opcode;                   // complete, e.g. "ld.global.v4.f32"
-  std::vector<std::string_view> parts;  // opcode split at '.', views into `opcode`
-  std::vector<OperandAst> operands;
+  CheckedList<std::string_view> parts;  // opcode split at '.', views into `opcode`
+  CheckedList<OperandAst> operands;
   std::vector<OperandAst> call_results;  // call (results), name, (arguments)
   std::vector<OperandAst> call_arguments;
   bool has(std::string_view part) const {

@@ -54,30 +54,48 @@ const Variable* DecodeContext::find_variable(const std::string& name, int scope)
   return nullptr;
 }
 
-bool DecodeContext::is_register(const std::string& name) const {
-  for (int s = (int)ast->scope; s >= 0; s = function->scopes[s].parent)
-    if (function->scopes[s].registers.count(name)) return true;
-  return false;
-}
-
-Operand DecodeContext::named(const std::string& name) const {
+Operand DecodeContext::find_register(const std::string& name) const {
   for (int s = (int)ast->scope; s >= 0; s = function->scopes[s].parent) {
     auto it = function->scopes[s].registers.find(name);
     if (it != function->scopes[s].registers.end()) return layouts_.at(function).registers[it->second.index];
   }
-  throw SimError(format("PTX line %u: unknown register '%s' in: %s", ast->line, name.c_str(), ast->text().c_str()));
+  return {};
 }
 
 Operand DecodeContext::reg(const OperandAst& o) const {
   if (o.kind != OperandAst::Kind::Name) unsupported("register expected");
-  Operand r = named(o.name);
+  Operand r = find_register(o.name);
+  if (!r.present) unsupported("unknown register " + o.name);
   r.negated = o.negated;
   return r;
 }
 
-Operand DecodeContext::dest(const OperandAst& o) const {
-  if (o.kind == OperandAst::Kind::Sink) return Operand{kSinkOffset, 8, true, false};
-  return reg(o);
+Operand DecodeContext::read(Operand o) {
+  if (o.present && o.offset > 0 && current_) current_->reads.push_back((uint32_t)o.offset / kRegisterRow);
+  return o;
+}
+
+Operand DecodeContext::write(Operand o) {
+  if (o.present && o.offset > 0 && current_) current_->writes.push_back((uint32_t)o.offset / kRegisterRow);
+  return o;
+}
+
+Operand DecodeContext::dest(const OperandAst& o) {
+  if (o.kind == OperandAst::Kind::Sink) return Operand{kSinkOffset, 8, true, false, false};
+  return write(reg(o));
+}
+
+Operand DecodeContext::dest(const OperandAst& o, uint32_t bytes) {
+  Operand r = dest(o);
+  if (o.kind != OperandAst::Kind::Sink && r.bytes != bytes)
+    unsupported(format("destination of %u bytes, expected %u", r.bytes, bytes));
+  return r;
+}
+
+Operand DecodeContext::carry(bool reads, bool writes) {
+  const Operand o{kCarryOffset, 4, true, false, false};
+  if (reads) read(o);
+  return writes ? write(o) : o;
 }
 
 Operand DecodeContext::constant(uint64_t bits, uint32_t bytes) {
@@ -89,7 +107,7 @@ Operand DecodeContext::constant(uint64_t bits, uint32_t bytes) {
       memcpy(&program.constants[at + lane * bytes], &bits, std::min(bytes, 8u));
     it->second = ~(int32_t)at;
   }
-  return Operand{it->second, (uint8_t)bytes, true, false};
+  return Operand{it->second, (uint8_t)bytes, true, false, false};
 }
 
 uint64_t DecodeContext::immediate(const OperandAst& o) const {
@@ -116,7 +134,7 @@ Operand DecodeContext::any_source(const OperandAst& o, uint32_t bytes) {
     }
     return constant(bits, bytes);
   }
-  if (o.kind == K::Name && is_register(o.name)) return reg(o);
+  if (o.kind == K::Name && is_register(o.name)) return read(reg(o));
   if (o.kind == K::Name) {
     if (o.name == "WARP_SZ") return constant(32, bytes);
     AddressMode mode;
@@ -132,10 +150,14 @@ Operand DecodeContext::source(const OperandAst& o, uint32_t bytes) {
   return r;
 }
 
-void DecodeContext::operands(const InstrAst& a, Instr& instr, int sources, uint32_t bytes) {
+void DecodeContext::operands(const InstrAst& a, Instr& instr, int sources, uint32_t bytes, uint32_t dest_bytes) {
   if ((int)a.operands.size() != sources + 1) unsupported("operand count");
-  instr.op[0] = dest(a.operands[0]);
+  instr.op[0] = dest(a.operands[0], dest_bytes ? dest_bytes : bytes);
   for (int i = 1; i <= sources; ++i) instr.op[i] = source(a.operands[i], bytes);
+}
+
+bool DecodeContext::is_predicate(const OperandAst& o) const {
+  return o.kind == OperandAst::Kind::Name && find_register(o.name).predicate;
 }
 
 Operand DecodeContext::predicate(const OperandAst& o) {
@@ -144,8 +166,21 @@ Operand DecodeContext::predicate(const OperandAst& o) {
     c.negated = o.negated;
     return c;
   }
-  if (o.kind == OperandAst::Kind::Sink) return Operand{kSinkOffset, 4, true, false};
-  return reg(o);
+  if (!is_predicate(o)) unsupported("predicate expected");
+  return read(reg(o));
+}
+
+Operand DecodeContext::predicate_dest(const OperandAst& o) {
+  if (o.kind == OperandAst::Kind::Sink) return Operand{kSinkOffset, 4, true, false, true};
+  if (!is_predicate(o) || o.negated) unsupported("predicate register expected");
+  return write(reg(o));
+}
+
+Operand DecodeContext::pair_dest(const OperandAst& o) {
+  if (o.pair_name.empty() || o.pair_name == "_") return {};
+  Operand r = find_register(o.pair_name);
+  if (!r.predicate) unsupported("predicate register expected");
+  return write(r);
 }
 
 bool DecodeContext::symbol_address(const std::string& name, AddressMode& mode, Space* space) {
@@ -206,7 +241,8 @@ AddressMode DecodeContext::address(const OperandAst& o) {
   } else if (base->kind == OperandAst::Kind::Name) {
     if (o.kind != OperandAst::Kind::Address) mode.offset = 0;
     if (is_register(base->name)) {
-      mode.base = reg(*base);
+      mode.base = read(reg(*base));
+      if (mode.base.bytes != 4 && mode.base.bytes != 8) unsupported("address register of other than 32 or 64 bits");
       if (o.kind != OperandAst::Kind::Address) mode.offset = base->offset;
     } else if (!symbol_address(base->name, mode)) {
       unsupported("unknown symbol " + base->name);
@@ -253,7 +289,8 @@ void DecodeContext::layout_function(const FunctionAst& f) {
   layout.registers.resize(f.register_count);
   for (auto& scope : f.scopes) {
     for (auto& [name, decl] : scope.registers)
-      layout.registers[decl.index] = Operand{0, (uint8_t)size_of(decl.type), true, false};
+      layout.registers[decl.index] =
+          Operand{0, (uint8_t)size_of(decl.type), true, false, decl.type == ScalarType::Pred};
   }
   for (auto& r : layout.registers) {
     r.offset = (int32_t)program.register_bytes;
@@ -327,8 +364,11 @@ void DecodeContext::decode_function(const FunctionAst& f) {
     Instr& instr = program.code[entry + i];
     instr.line = ast->line;
     instr.ast = ast;
+    current_ = &instr;
     if (!ast->guard_name.empty()) {
-      instr.guard = named(ast->guard_name).offset;
+      const Operand guard = find_register(ast->guard_name);
+      if (!guard.predicate) unsupported("guard is not a predicate register");
+      instr.guard = guard.offset;
       instr.guard_negated = ast->guard_negated;
     }
     auto [it, is_new] = opcode_index_.try_emplace(ast->opcode, (uint16_t)program.opcode_names.size());
@@ -336,14 +376,18 @@ void DecodeContext::decode_function(const FunctionAst& f) {
     instr.opcode_index = it->second;
     auto op = op_table().find(std::string(ast->parts[0]));
     if (op == op_table().end()) unsupported();
-    op->second(*this, *ast, instr);
+    try {
+      op->second(*this, *ast, instr);
+    } catch (const std::out_of_range&) {
+      unsupported("missing operand or modifier");
+    }
     if (!instr.fn) unsupported();
   }
   // Falling off the end of a function returns.
   static const InstrAst implicit_return = [] {
     InstrAst a;
     a.opcode = "ret";
-    a.parts = {"ret"};
+    a.parts.push_back("ret");
     return a;
   }();
   ast = &implicit_return;

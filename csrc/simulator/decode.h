@@ -27,25 +27,27 @@ class DecodeContext {
   void decode_kernel(const FunctionAst& entry);
 
   [[noreturn]] void unsupported(const std::string& why = "") const;
-  Operand reg(const OperandAst& o) const;                                // must be a register
-  Operand dest(const OperandAst& o) const;                               // register or "_"
-  Operand source(const OperandAst& o, uint32_t bytes);                   // register or immediate of `bytes`
-  Operand any_source(const OperandAst& o, uint32_t bytes_of_immediate);  // register width is not checked
-  Operand predicate(const OperandAst& o);                                // predicate register, maybe negated
+  // Operands of the current instruction; each is entered into its reads or writes.
+  Operand dest(const OperandAst& o);                    // register of any width or "_"; for handlers that ask the width
+  Operand dest(const OperandAst& o, uint32_t bytes);    // register of exactly `bytes` or "_"
+  Operand source(const OperandAst& o, uint32_t bytes);  // register or immediate of exactly `bytes`
+  Operand any_source(const OperandAst& o, uint32_t bytes_of_immediate);  // register of any width
+  Operand predicate(const OperandAst& o);       // predicate register, maybe negated, or constant
+  Operand predicate_dest(const OperandAst& o);  // predicate register or "_"
+  Operand pair_dest(const OperandAst& o);       // the p of "d|p"; absent when there is none
   Operand constant(uint64_t bits, uint32_t bytes);
-  Operand named(const std::string& name) const;
-  // op[0] = destination, op[1..] = sources of `bytes` each.
-  void operands(const InstrAst& a, Instr& instr, int sources, uint32_t bytes);
+  // op[0] = destination, op[1..] = sources of `bytes` each; the destination may differ.
+  void operands(const InstrAst& a, Instr& instr, int sources, uint32_t bytes, uint32_t dest_bytes = 0);
   AddressMode address(const OperandAst& o);
-  bool is_register(const std::string& name) const;
+  bool is_register(const std::string& name) const { return find_register(name).present; }
   uint64_t immediate(const OperandAst& o) const;
   // Finds what a symbol means: fills the address mode (base symbol, offset) or a constant address.
   bool symbol_address(const std::string& name, AddressMode& mode, Space* space = nullptr);
   uint32_t label_target(const std::string& name) const;  // only after layout
   const std::vector<std::string>* branch_targets(const std::string& name) const;
-  void branch_fixup(Instr& instr, const std::string& label);
   uint32_t callee_index(const std::string& name);
-  Operand carry() const { return Operand{kCarryOffset, 4, true, false}; }
+  Operand carry(bool read, bool write);
+  bool is_predicate(const OperandAst& o) const;
   uint32_t param_offset(const std::string& name, uint32_t* bytes) const;  // .param variable in local memory
 
   static constexpr int32_t kSinkOffset = 0;     // scratch for "_" results
@@ -70,6 +72,11 @@ class DecodeContext {
   void layout_function(const FunctionAst& f);
   void layout_shared(const std::vector<const FunctionAst*>& order);
   void decode_function(const FunctionAst& f);
+  Operand find_register(const std::string& name) const;  // absent when there is none
+  Operand reg(const OperandAst& o) const;                // must be a register
+  Operand read(Operand o);
+  Operand write(Operand o);
+  Instr* current_ = nullptr;
   const Variable* find_variable(const std::string& name, int scope) const;
 };
 

@@ -407,8 +407,7 @@ void decode_cp(DecodeContext& c, const InstrAst& a, Instr& instr) {
   if (instr.imm[0] != 4 && instr.imm[0] != 8 && instr.imm[0] != 16) c.unsupported("size");
   if (a.operands.size() > 3) {
     const OperandAst& o = a.operands[3];
-    bool is_predicate =
-        o.kind == OperandAst::Kind::Name && c.is_register(o.name) && c.named(o.name).bytes == 4 && o.negated;
+    bool is_predicate = c.is_predicate(o);
     if (!is_predicate && !a.has("L2::cache_hint"))
       instr.op[0] = c.source(o, 4);
     else if (is_predicate)

@@ -94,7 +94,7 @@ ExecStatus exec_atomic(Warp& warp, const Instr& instr, uint32_t mask) {
           memcpy(p, b, 16);
         else if (memcmp(old, b, 16) == 0)
           memcpy(p, warp.ptr<uint8_t>(instr.op[1]) + lane * 16, 16);
-        memcpy(warp.ptr<uint8_t>(instr.list[v]) + lane * 16, old, 16);
+        if (!instr.list.empty()) memcpy(warp.ptr<uint8_t>(instr.list[v]) + lane * 16, old, 16);
         changed = true;
         continue;
       }
@@ -146,8 +146,12 @@ void decode_atomic(DecodeContext& c, const InstrAst& a, Instr& instr) {
   if (atom) collect(a.operands[0], instr.list, true);
   instr.addr = c.address(a.operands[at]);
   collect(a.operands[at + 1], instr.list2, false);
-  if (instr.list2.size() != instr.vec) c.unsupported("vector size");
-  if (op == AtomicOp::Cas) instr.op[1] = c.any_source(a.operands[at + 2], bytes);
+  if (instr.list2.size() != instr.vec || (atom && instr.list.size() != instr.vec)) c.unsupported("vector size");
+  for (auto* list : {&instr.list, &instr.list2})
+    for (auto& r : *list)
+      if ((r.bytes == 16) != (bytes == 16)) c.unsupported("register width");
+  if (bytes == 16 && op != AtomicOp::Exch && op != AtomicOp::Cas) c.unsupported();
+  if (op == AtomicOp::Cas) instr.op[1] = c.source(a.operands[at + 2], bytes);
   instr.fn = &exec_atomic;
 }
 

@@ -316,7 +316,7 @@ void decode_mbarrier(DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.fn = &exec_mbarrier_arrive;
   } else if (op == "test_wait" || op == "try_wait") {
     instr.imm[0] = op == "try_wait";
-    instr.op[0] = c.predicate(a.operands[0]);
+    instr.op[0] = c.predicate_dest(a.operands[0]);
     instr.addr = c.address(a.operands[1]);
     instr.op[1] = source_at(2, (instr.flags & kParity) ? 4 : 8);
     instr.fn = &exec_mbarrier_wait;
@@ -371,7 +371,7 @@ void decode_bar(DecodeContext& c, const InstrAst& a, Instr& instr) {
   size_t at = 0;
   if (instr.imm[0] == kRed) {
     instr.imm[1] = a.has("popc") ? 0 : a.has("and") ? 1 : 2;
-    instr.op[2] = instr.imm[1] ? c.predicate(a.operands[0]) : c.dest(a.operands[0]);
+    instr.op[2] = instr.imm[1] ? c.predicate_dest(a.operands[0]) : c.dest(a.operands[0]);
     instr.op[3] = c.predicate(a.operands.back());
     at = 1;
   }

@@ -225,7 +225,7 @@ void decode_shift(DecodeContext& c, const InstrAst& a, Instr& instr) {
   using T = ScalarType;
   instr.type = type_part(a);
   instr.cls = InstrClass::IntegerAlu;
-  instr.op[0] = c.dest(a.operands[0]);
+  instr.op[0] = c.dest(a.operands[0], size_of(instr.type));
   instr.op[1] = c.source(a.operands[1], size_of(instr.type));
   instr.op[2] = c.source(a.operands[2], 4);
   switch (instr.type) {
@@ -257,20 +257,20 @@ void register_bit_ops(OpTable& t) {
   t["popc"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.type = type_part(a);
     instr.cls = InstrClass::IntegerAlu;
-    c.operands(a, instr, 1, size_of(instr.type));
+    c.operands(a, instr, 1, size_of(instr.type), 4);
     instr.fn = size_of(instr.type) == 8 ? lane_parallel<&exec_popc<uint64_t>>() : lane_parallel<&exec_popc<uint32_t>>();
   };
   t["clz"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.type = type_part(a);
     instr.cls = InstrClass::IntegerAlu;
-    c.operands(a, instr, 1, size_of(instr.type));
+    c.operands(a, instr, 1, size_of(instr.type), 4);
     instr.fn = size_of(instr.type) == 8 ? lane_parallel<&exec_clz<uint64_t>>() : lane_parallel<&exec_clz<uint32_t>>();
   };
   t["bfind"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.type = type_part(a);
     instr.cls = InstrClass::IntegerAlu;
     instr.flags = a.has("shiftamt");
-    c.operands(a, instr, 1, size_of(instr.type));
+    c.operands(a, instr, 1, size_of(instr.type), 4);
     switch (instr.type) {
       case ScalarType::U32: instr.fn = lane_parallel<&exec_bfind<uint32_t>>(); break;
       case ScalarType::S32: instr.fn = lane_parallel<&exec_bfind<int32_t>>(); break;
@@ -282,7 +282,7 @@ void register_bit_ops(OpTable& t) {
   t["bfe"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.type = type_part(a);
     instr.cls = InstrClass::IntegerAlu;
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], size_of(instr.type));
     instr.op[1] = c.source(a.operands[1], size_of(instr.type));
     instr.op[2] = c.source(a.operands[2], 4);
     instr.op[3] = c.source(a.operands[3], 4);
@@ -298,7 +298,7 @@ void register_bit_ops(OpTable& t) {
     instr.type = type_part(a);
     instr.cls = InstrClass::IntegerAlu;
     uint32_t bytes = size_of(instr.type);
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], bytes);
     instr.op[1] = c.source(a.operands[1], bytes);
     instr.op[2] = c.source(a.operands[2], bytes);
     instr.op[3] = c.source(a.operands[3], 4);
@@ -308,7 +308,7 @@ void register_bit_ops(OpTable& t) {
   t["lop3"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     if (a.operands.size() != 5) c.unsupported("predicate form");
     instr.cls = InstrClass::IntegerAlu;
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], 4);
     for (int i = 1; i <= 3; ++i) instr.op[i] = c.source(a.operands[i], 4);
     instr.imm[0] = (int64_t)c.immediate(a.operands[4]);
     instr.fn = lane_parallel<&exec_lop3>();

@@ -161,7 +161,7 @@ ExecStatus exec_move_matrix(Warp& warp, const Instr& instr, uint32_t mask) {
 }
 
 void pair_destination(DecodeContext& c, const OperandAst& o, Instr& instr) {
-  if (!o.pair_name.empty() && o.pair_name != "_") instr.list.push_back(c.named(o.pair_name));
+  if (Operand pair = c.pair_dest(o); pair.present) instr.list.push_back(pair);
 }
 
 }  // namespace
@@ -171,7 +171,7 @@ void register_collective_ops(OpTable& t) {
     if (!a.has("sync")) c.unsupported();
     instr.cls = InstrClass::WarpCollective;
     instr.imm[0] = a.has("idx") ? 0 : a.has("up") ? 1 : a.has("down") ? 2 : 3;
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], 4);
     pair_destination(c, a.operands[0], instr);
     for (int i = 1; i <= 4; ++i) instr.op[i] = c.source(a.operands[i], 4);
     instr.fn = &exec_shfl;
@@ -180,7 +180,7 @@ void register_collective_ops(OpTable& t) {
     if (!a.has("sync")) c.unsupported();
     instr.cls = InstrClass::WarpCollective;
     instr.imm[0] = a.has("all") ? 0 : a.has("any") ? 1 : a.has("uni") ? 2 : 3;
-    instr.op[0] = instr.imm[0] == 3 ? c.dest(a.operands[0]) : c.predicate(a.operands[0]);
+    instr.op[0] = instr.imm[0] == 3 ? c.dest(a.operands[0], 4) : c.predicate_dest(a.operands[0]);
     instr.op[1] = c.predicate(a.operands[1]);
     instr.op[2] = c.source(a.operands[2], 4);
     instr.fn = &exec_vote;
@@ -188,7 +188,7 @@ void register_collective_ops(OpTable& t) {
   t["match"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::WarpCollective;
     instr.imm[0] = a.has("all");
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], 4);
     pair_destination(c, a.operands[0], instr);
     instr.op[1] = c.source(a.operands[1], size_of(type_part(a)));
     instr.op[2] = c.source(a.operands[2], 4);
@@ -200,14 +200,14 @@ void register_collective_ops(OpTable& t) {
     AtomicOp op = AtomicOp::Add;
     for (auto p : a.parts) parse_atomic_op(p, op);
     instr.imm[0] = (int64_t)op;
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], 4);
     instr.op[1] = c.source(a.operands[1], 4);
     instr.op[2] = c.source(a.operands[2], 4);
     instr.fn = &exec_redux;
   };
   t["activemask"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::WarpCollective;
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], 4);
     instr.fn = &exec_active_mask;
   };
   t["elect"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
@@ -227,9 +227,9 @@ void register_collective_ops(OpTable& t) {
     instr.addr = c.address(a.operands[store ? 0 : 1]);
     const OperandAst& v = a.operands[store ? 1 : 0];
     if (v.kind == OperandAst::Kind::Vector)
-      for (auto& e : v.elements) instr.list.push_back(store ? c.source(e, 4) : c.dest(e));
+      for (auto& e : v.elements) instr.list.push_back(store ? c.source(e, 4) : c.dest(e, 4));
     else
-      instr.list.push_back(store ? c.source(v, 4) : c.dest(v));
+      instr.list.push_back(store ? c.source(v, 4) : c.dest(v, 4));
     if ((int64_t)instr.list.size() != instr.imm[0]) c.unsupported("register count");
     instr.fn = &exec_matrix;
   };
@@ -237,7 +237,7 @@ void register_collective_ops(OpTable& t) {
   t["stmatrix"] = matrix;
   t["movmatrix"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::MatrixLoadStore;
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], 4);
     instr.op[1] = c.source(a.operands[1], 4);
     instr.fn = &exec_move_matrix;
   };

@@ -228,12 +228,14 @@ void decode_setp(DecodeContext& c, const InstrAst& a, Instr& instr) {
   bool set = a.parts[0] == "set";
   ScalarType source = type_part(a, set ? 1 : 0);
   instr.type = type_part(a, 0);
-  if (set)
+  if (set) {
     instr.op[0] = c.dest(a.operands[0]);
-  else
-    instr.op[0] = c.predicate(a.operands[0]);
-  if (!a.operands[0].pair_name.empty() && a.operands[0].pair_name != "_")
-    instr.op[4] = c.named(a.operands[0].pair_name);
+    const bool halves = size_of(source) == 2 || source == ScalarType::F16x2 || source == ScalarType::BF16x2;
+    if (!halves && instr.op[0].bytes != 4 && a.operands[0].kind != OperandAst::Kind::Sink) c.unsupported("destination");
+  } else {
+    instr.op[0] = c.predicate_dest(a.operands[0]);
+  }
+  instr.op[4] = c.pair_dest(a.operands[0]);
   instr.op[1] = c.source(a.operands[1], size_of(source));
   instr.op[2] = c.source(a.operands[2], size_of(source));
   if (a.operands.size() == 4) {

@@ -236,7 +236,7 @@ void decode_convert(DecodeContext& c, const InstrAst& a, Instr& instr) {
   instr.cls = InstrClass::Convert;
   if (a.parts[1] == "pack") {  // cvt.pack.sat.{u8,s8,u16,s16}.s32{.b32} d, a, b{, c}
     instr.type = type_part(a, 0);
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], 4);
     instr.op[1] = c.source(a.operands[1], 4);
     instr.op[2] = c.source(a.operands[2], 4);
     if (a.operands.size() > 3) instr.op[3] = c.source(a.operands[3], 4);
@@ -268,12 +268,13 @@ void decode_convert(DecodeContext& c, const InstrAst& a, Instr& instr) {
                             : T::None;
   };
   if (instr.type2 == T::E4M3x2 || instr.type2 == T::E5M2x2) {
-    if (instr.type != T::F16x2) c.unsupported();
+    if (instr.type != T::F16x2 || instr.op[0].bytes < 4) c.unsupported();
     instr.op[1] = c.source(a.operands[1], 2);
     instr.fn = lane_parallel<&exec_unpack_fp8>();
     return;
   }
   if (element(instr.type) != T::None) {
+    if (instr.op[0].bytes < size_of(instr.type)) c.unsupported("destination");
     instr.type = element(instr.type);
     instr.op[1] = c.source(a.operands[1], 4);
     if (instr.type2 == T::F32) instr.op[2] = c.source(a.operands[2], 4);
@@ -295,7 +296,8 @@ void decode_convert(DecodeContext& c, const InstrAst& a, Instr& instr) {
                    : lane_parallel<&exec_int_resize<uint32_t, uint16_t>>();
     if (db == 2 && sb == 4) instr.fn = lane_parallel<&exec_int_resize<uint16_t, uint32_t>>();
   }
-  if (instr.flags == 0 && r == Round::Nearest && instr.type == T::F32) {
+  if (instr.flags == 0 && r == Round::Nearest && instr.type == T::F32 && instr.op[0].bytes == 4 &&
+      instr.op[1].bytes == 4) {
     if (instr.type2 == T::S32) instr.fn = lane_parallel<&exec_int_resize<float, int32_t>>();
     if (instr.type2 == T::U32) instr.fn = lane_parallel<&exec_int_resize<float, uint32_t>>();
   }

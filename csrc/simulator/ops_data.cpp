@@ -101,21 +101,25 @@ void decode_move(DecodeContext& c, const InstrAst& a, Instr& instr) {
   const OperandAst &d = a.operands.at(0), &s = a.operands.at(1);
   if (instr.type == ScalarType::Pred) {
     instr.cls = InstrClass::Predicate;
-    instr.op[0] = c.predicate(d);
+    instr.op[0] = c.predicate_dest(d);
     instr.op[1] = c.predicate(s);
     instr.fn = lane_parallel<&exec_move_predicate>();
     return;
   }
   uint32_t bytes = size_of(instr.type);
   if (s.kind == K::Vector) {
-    instr.op[0] = c.dest(d);
-    for (auto& e : s.elements) instr.list.push_back(c.any_source(e, bytes / (uint32_t)s.elements.size()));
+    instr.op[0] = c.dest(d, bytes);
+    const uint32_t count = (uint32_t)s.elements.size();
+    if (count == 0 || bytes % count) c.unsupported("vector size");
+    for (auto& e : s.elements) instr.list.push_back(c.source(e, bytes / count));
     instr.fn = &exec_pack_vector;
     return;
   }
   if (d.kind == K::Vector) {
     instr.op[1] = c.any_source(s, bytes);
-    for (auto& e : d.elements) instr.list.push_back(c.dest(e));
+    const uint32_t count = (uint32_t)d.elements.size();
+    if (count == 0 || bytes % count || instr.op[1].bytes != bytes) c.unsupported("vector size");
+    for (auto& e : d.elements) instr.list.push_back(c.dest(e, bytes / count));
     instr.fn = &exec_unpack_vector;
     return;
   }
@@ -135,6 +139,9 @@ void decode_move(DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.fn = &exec_move_symbol;
     return;
   }
+  instr.op[0] = {};
+  instr.writes.clear();
+  instr.op[0] = c.dest(d, bytes);
   instr.op[1] = c.source(s, bytes);
   switch (bytes) {
     case 1: instr.fn = lane_parallel<&exec_move<uint8_t>>(); break;
@@ -229,7 +236,7 @@ void register_data_ops(OpTable& t) {
     instr.cls = InstrClass::Move;
     instr.type = type_part(a);
     uint32_t bytes = size_of(instr.type);
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], bytes);
     instr.op[1] = c.source(a.operands[1], bytes);
     instr.op[2] = c.source(a.operands[2], bytes);
     instr.op[3] = c.predicate(a.operands[3]);
@@ -242,7 +249,7 @@ void register_data_ops(OpTable& t) {
     instr.cls = InstrClass::Move;
     uint32_t bytes = size_of(type_part(a, 0));
     bool real = type_part(a, 1) == ScalarType::F32;
-    instr.op[0] = c.dest(a.operands[0]);
+    instr.op[0] = c.dest(a.operands[0], bytes);
     instr.op[1] = c.source(a.operands[1], bytes);
     instr.op[2] = c.source(a.operands[2], bytes);
     instr.op[3] = c.source(a.operands[3], 4);
@@ -260,7 +267,7 @@ void register_data_ops(OpTable& t) {
                   : a.has("const")                          ? Space::Const
                   : a.has("param") || a.has("param::entry") ? Space::Param
                                                             : Space::Global;
-    instr.op[0] = c.predicate(a.operands[0]);
+    instr.op[0] = c.predicate_dest(a.operands[0]);
     instr.op[1] = c.source(a.operands[1], 8);
     instr.fn = &exec_is_space;
   };

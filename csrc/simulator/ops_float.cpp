@@ -274,7 +274,7 @@ void float_operands(DecodeContext& c, const InstrAst& a, Instr& instr, int sourc
   if ((int)a.operands.size() != sources + 1) c.unsupported("operand count");
   instr.cls = InstrClass::FloatAlu;
   instr.type = type_part(a);
-  instr.op[0] = c.dest(a.operands[0]);
+  instr.op[0] = c.dest(a.operands[0], size_of(instr.type));
   for (int i = 1; i <= 3; ++i)
     instr.op[i] = i <= sources ? c.source(a.operands[i], size_of(instr.type)) : c.constant(0, 8);
 }
@@ -373,7 +373,7 @@ void register_float_ops(OpTable& t) {
     static const char* names[] = {"finite", "infinite", "number", "notanumber", "normal", "subnormal"};
     for (int i = 0; i < 6; ++i)
       if (a.has(names[i])) instr.imm[0] = i;
-    instr.op[0] = c.predicate(a.operands[0]);
+    instr.op[0] = c.predicate_dest(a.operands[0]);
     instr.op[1] = c.source(a.operands[1], size_of(instr.type));
     instr.fn = &exec_testp;
   };

@@ -287,7 +287,7 @@ void decode_logic(DecodeContext& c, const InstrAst& a, Instr& instr) {
   instr.type = type_part(a);
   if (instr.type == ScalarType::Pred) {
     instr.cls = InstrClass::Predicate;
-    instr.op[0] = c.predicate(a.operands[0]);
+    instr.op[0] = c.predicate_dest(a.operands[0]);
     instr.op[1] = c.predicate(a.operands[1]);
     if (predicate_kind != 3) instr.op[2] = c.predicate(a.operands[2]);
     instr.fn = lane_parallel<&exec_predicate<predicate_kind>>();
@@ -309,7 +309,7 @@ void decode_mul_mad(DecodeContext& c, const InstrAst& a, Instr& instr, bool mad)
   uint32_t bytes = size_of(instr.type);
   int sources = mad ? 3 : 2;
   if ((int)a.operands.size() != sources + 1) c.unsupported("operand count");
-  instr.op[0] = c.dest(a.operands[0]);
+  instr.op[0] = c.dest(a.operands[0], a.has("wide") ? bytes * 2 : bytes);
   instr.op[1] = c.source(a.operands[1], bytes);
   instr.op[2] = c.source(a.operands[2], bytes);
   if (a.has("wide")) {
@@ -326,7 +326,7 @@ void decode_mul_mad(DecodeContext& c, const InstrAst& a, Instr& instr, bool mad)
   if (mad) instr.op[3] = c.source(a.operands[3], bytes);
   bool carry = a.has("cc") || a.parts[0] == "madc";
   if (carry) {
-    instr.op[4] = c.carry();
+    instr.op[4] = c.carry(a.parts[0] == "madc", a.has("cc"));
     instr.flags = (a.parts[0] == "madc" ? 1 : 0) | (a.has("cc") ? 2 : 0) | ((a.has("hi") ? 3 : 2) << 2);
     instr.fn = bytes == 8 ? &exec_carry<uint64_t> : &exec_carry<uint32_t>;
     if (a.has("hi") && is_signed(instr.type)) c.unsupported("signed madc.hi");
@@ -359,7 +359,7 @@ bool decode_integer_arithmetic(DecodeContext& c, const InstrAst& a, Instr& instr
   c.operands(a, instr, 2, bytes);
   if (op == "addc" || op == "subc" || a.has("cc")) {
     bool sub = op == "sub" || op == "subc";
-    instr.op[4] = c.carry();
+    instr.op[4] = c.carry(op.back() == 'c', a.has("cc"));
     instr.flags = (op.back() == 'c' ? 1 : 0) | (a.has("cc") ? 2 : 0) | (sub ? 4 : 0);
     instr.fn = bytes == 8 ? &exec_carry<uint64_t> : &exec_carry<uint32_t>;
     return true;

@@ -114,7 +114,7 @@ void decode_access(DecodeContext& c, const InstrAst& a, Instr& instr) {
     add(data);
   if (instr.list.size() != instr.vec) c.unsupported("vector size");
   for (auto& r : instr.list)
-    if (r.bytes == 16 && bytes != 16) c.unsupported("register width");
+    if ((r.bytes == 16) != (bytes == 16)) c.unsupported("register width");
   if (instr.addr.symbol == SymbolBase::Local)
     instr.space = Space::Local;
   else if (instr.space == Space::Param && instr.addr.base.present && !c.function->is_entry)

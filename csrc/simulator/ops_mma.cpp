@@ -83,17 +83,20 @@ void decode_mma(DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.flags |= 4;
     instr.type2 = ScalarType::F32;
   }
-  auto collect = [&](const OperandAst& o, std::vector<Operand>& list) {
-    size_t before = list.size();
-    if (o.kind == OperandAst::Kind::Vector)
-      for (auto& e : o.elements) list.push_back(c.source(e, 4));
-    else
-      list.push_back(c.source(o, 4));
-    return list.size() - before;
+  if (k * element_bytes < 16 || size_of((ScalarType)instr.imm[1]) != element_bytes) c.unsupported("type");
+  auto elements = [](const OperandAst& o) {
+    return o.kind == OperandAst::Kind::Vector ? o.elements : std::vector<OperandAst>{o};
   };
-  size_t a_count = collect(a.operands[1], instr.list), b_count = collect(a.operands[2], instr.list);
-  collect(a.operands[3], instr.list);
-  collect(a.operands[0], instr.list2);
+  auto collect = [&](size_t operand, size_t count, std::vector<Operand>& list) {
+    const auto all = elements(a.operands[operand]);
+    if (all.size() != count) c.unsupported("register count");
+    for (auto& e : all) list.push_back(operand == 0 ? c.dest(e, 4) : c.source(e, 4));
+  };
+  const size_t a_count = k * element_bytes / 8, b_count = k * element_bytes / 16;
+  collect(1, a_count, instr.list);
+  collect(2, b_count, instr.list);
+  collect(3, (instr.flags & 2) ? 2 : 4, instr.list);
+  collect(0, (instr.flags & 4) ? 2 : 4, instr.list2);
   instr.imm[2] = (int64_t)(a_count | (b_count << 8));
   instr.fn = &exec_mma;
 }

@@ -29,7 +29,8 @@ struct Operand {
   int32_t offset = 0;
   uint8_t bytes = 0;
   bool present = false;
-  bool negated = false;  // predicates only
+  bool negated = false;    // predicates only
+  bool predicate = false;  // declared as .pred
 };
 
 enum class SymbolBase : uint8_t { None, Shared, EntryParam, Local };
@@ -87,6 +88,9 @@ struct Instr {
   int64_t imm[3] = {0, 0, 0};
   std::vector<Operand> list;  // vectors, matrix fragments, coordinates
   std::vector<Operand> list2;
+  // Registers by row: the register file is divided into rows of 64 bytes, and a register starts at a row.
+  std::vector<uint32_t> reads, writes;
+  bool watched = false;  // touches a register that some wgmma of the kernel uses
   const InstrAst* ast = nullptr;
 };
 
@@ -122,5 +126,7 @@ struct Program {
 
 // Shared memory starts above a reserved area, as on the device (a null pointer is never valid).
 constexpr uint32_t kSharedReserved = 1024;
+
+constexpr uint32_t kRegisterRow = 64;
 
 }  // namespace hunyuan_kernels::simulator
