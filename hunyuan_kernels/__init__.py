@@ -2,16 +2,21 @@
 
 from hunyuan_kernels._version import __version__
 from hunyuan_kernels.ops import (
+    Routing,
     combine,
     dispatch,
     dispatch_fp8,
     grouped_gemm,
     grouped_gemm_wgrad_,
     grouped_swiglu,
+    load_balancing_loss,
     quantize_fp8,
+    route,
+    routing_from_ids,
 )
 
 __all__ = [
+    "Routing",
     "__version__",
     "combine",
     "dispatch",
@@ -19,5 +24,8 @@ __all__ = [
     "grouped_gemm",
     "grouped_gemm_wgrad_",
     "grouped_swiglu",
+    "load_balancing_loss",
     "quantize_fp8",
+    "route",
+    "routing_from_ids",
 ]

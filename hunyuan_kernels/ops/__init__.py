@@ -3,13 +3,18 @@
 from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_gemm_wgrad_, grouped_swiglu
 from hunyuan_kernels.ops.quantize import quantize_fp8
+from hunyuan_kernels.ops.routing import Routing, load_balancing_loss, route, routing_from_ids
 
 __all__ = [
+    "Routing",
     "combine",
     "dispatch",
     "dispatch_fp8",
     "grouped_gemm",
     "grouped_gemm_wgrad_",
     "grouped_swiglu",
+    "load_balancing_loss",
     "quantize_fp8",
+    "route",
+    "routing_from_ids",
 ]

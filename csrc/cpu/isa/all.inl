@@ -21,6 +21,7 @@ namespace {
 #include "cpu/isa/gemm.inl"
 #include "cpu/isa/grouped_gemm.inl"
 #include "cpu/isa/quantize.inl"
+#include "cpu/isa/routing.inl"
 
 }  // namespace
 
@@ -30,6 +31,7 @@ const Microkernels HK_PASTE(HK_ISA, _microkernels) = {
     .gemm = gemm_kernels,
     .grouped_gemm = grouped_gemm_kernels,
     .quantize = quantize_kernels,
+    .routing = routing_kernels,
 };
 
 }  // namespace hunyuan_kernels::cpu

@@ -1,19 +1,6 @@
 // The combine step, token by token:  out = sum_j weight_j * y_j + shared + residual,  and its gradients.
 // One pass: every input element is loaded once, sums stay in registers.
 
-// load or load_partial: n lanes count, the others are zero.
-template <typename Element>
-HK_INLINE Floats load_lanes(const Element* from, int n) {
-  return n == kFloats ? load(from) : load_partial(from, n);
-}
-template <typename Element>
-HK_INLINE void store_lanes(Element* to, Floats v, int n) {
-  if (n == kFloats)
-    store(to, v);
-  else
-    store_partial(to, v, n);
-}
-
 template <typename Element>
 HK_INLINE void combine_lanes(int64_t h, int n, int64_t top_k, const void* const* y, const float* weights,
                              const Element* shared, const Element* residual, Element* out) {

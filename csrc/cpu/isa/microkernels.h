@@ -8,6 +8,7 @@
 #include "cpu/isa/gemm.h"
 #include "cpu/isa/grouped_gemm.h"
 #include "cpu/isa/quantize.h"
+#include "cpu/isa/routing.h"
 
 namespace hunyuan_kernels::cpu {
 
@@ -17,6 +18,7 @@ struct Microkernels {
   GemmKernels gemm;
   GroupedGemmKernels grouped_gemm;
   QuantizeKernels quantize;
+  RoutingKernels routing;
 };
 
 // The best table that this CPU runs, or the one that this thread forced (tests). HUNYUAN_KERNELS_ISA=<name> in the

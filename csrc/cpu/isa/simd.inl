@@ -83,6 +83,19 @@ HK_INLINE void store_partial(Element* to, Floats v, int n) {
   __builtin_memcpy(to, padded, n * sizeof(Element));
 }
 
+// load or load_partial: n lanes count, the others are zero.
+template <typename Element>
+HK_INLINE Floats load_lanes(const Element* from, int n) {
+  return n == kFloats ? load(from) : load_partial(from, n);
+}
+template <typename Element>
+HK_INLINE void store_lanes(Element* to, Floats v, int n) {
+  if (n == kFloats)
+    store(to, v);
+  else
+    store_partial(to, v, n);
+}
+
 // e^x within 2 units in the last place (of the smallest normal number below 2^-126); overflows to infinity, NaN stays.
 HK_INLINE Floats exp_of(Floats x) {
   Floats clamped = max_of(min_of(x, splat(89.0f)), splat(-104.0f));

@@ -1,0 +1,239 @@
+// route, routing_from_ids, load_balancing_loss and their gradients: schemas, checks, allocation.
+#include "cpu/routing.h"
+
+#include "bindings/torch_glue.h"
+#include "common/integer_math.h"
+
+namespace hunyuan_kernels {
+namespace {
+
+constexpr int64_t kInt32Limit = int64_t{1} << 31;
+
+using RoutingTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <typename Value>
+Value* data(Tensor& tensor) {
+  return static_cast<Value*>(tensor.mutable_data_ptr());
+}
+template <typename Value>
+const Value* const_data(const Tensor& tensor) {
+  return static_cast<const Value*>(tensor.const_data_ptr());
+}
+
+Tensor checked_logits(const char* op, const Tensor& logits) {
+  check_cpu(op, "logits", logits);
+  check_dtype(op, "logits", logits, {ScalarType::Float, ScalarType::BFloat16});
+  check_rank(op, "logits", logits, 2, "[T, E]");
+  check(logits.size(1) >= 1, op, "logits", "has shape ", shape_text(logits), "; at least one expert is required");
+  check(logits.size(1) < kInt32Limit, op, "logits", "has ", logits.size(1), " experts; allowed: fewer than 2^31");
+  return with_contiguous_rows(logits);
+}
+
+cpu::LogitRows logit_rows(const Tensor& logits) {
+  return {logits.const_data_ptr(), to_dtype(logits.scalar_type()), logits.stride(0), logits.size(0), logits.size(1)};
+}
+
+// Tokens that count: num_tokens[0] kept within [0, T], T without it.
+int64_t valid_tokens(const char* op, const std::optional<Tensor>& num_tokens, int64_t tokens) {
+  if (!num_tokens) return tokens;
+  check_cpu(op, "num_tokens", *num_tokens);
+  check_dtype(op, "num_tokens", *num_tokens, {ScalarType::Int});
+  check(num_tokens->numel() == 1, op, "num_tokens", "has shape ", shape_text(*num_tokens), "; one element is required");
+  return minimum(maximum(0, *const_data<int32_t>(*num_tokens)), tokens);
+}
+
+// The sizes that both ops share, checked.
+cpu::RoutingSizes routing_sizes(const char* op, int64_t tokens, int64_t top_k, int64_t experts,
+                                std::optional<int64_t> capacity, const std::optional<Tensor>& num_tokens) {
+  const int64_t assignments = tokens * top_k;
+  check(assignments < kInt32Limit, op, "top_k", "is ", top_k, " with ", tokens, " tokens; allowed: T * k < 2^31");
+  cpu::RoutingSizes sizes{tokens, top_k, experts, assignments, 0, cpu::kNoCapacity};
+  if (capacity) {
+    check(*capacity >= 0, op, "capacity", "is ", *capacity, "; allowed: 0 or more tokens for each expert, or None");
+    check(*capacity < kInt32Limit && *capacity * experts < kInt32Limit, op, "capacity", "is ", *capacity, " for ",
+          experts, " experts; allowed: E * C < 2^31. Pass capacity=None to drop nothing");
+    sizes.capacity = *capacity;
+    sizes.rows = minimum(assignments, *capacity * experts);
+  }
+  sizes.valid_tokens = valid_tokens(op, num_tokens, tokens);
+  return sizes;
+}
+
+// The result, with expert ids and weights that the caller has made.
+struct Result {
+  Result(const cpu::RoutingSizes& sizes, Tensor ids, Tensor given_weights)
+      : expert_ids(ids),
+        weights(given_weights),
+        rows(empty({sizes.tokens, sizes.top_k}, ScalarType::Int, ids)),
+        token_ids(empty({sizes.rows}, ScalarType::Int, ids)),
+        expert_offsets(empty({sizes.experts + 1}, ScalarType::Int, ids)),
+        demand(empty({sizes.experts}, ScalarType::Int, ids)),
+        num_recycled(empty({}, ScalarType::Int, ids)),
+        num_dropped(empty({}, ScalarType::Int, ids)) {}
+
+  cpu::RoutingTensors pointers() {
+    return {data<int32_t>(expert_ids),   data<float>(weights),          data<int32_t>(rows),
+            data<int32_t>(token_ids),    data<int32_t>(expert_offsets), data<int32_t>(demand),
+            data<int32_t>(num_recycled), data<int32_t>(num_dropped)};
+  }
+  RoutingTuple tuple() const {
+    return {weights, expert_ids, rows, token_ids, expert_offsets, demand, num_recycled, num_dropped};
+  }
+
+  Tensor expert_ids, weights, rows, token_ids, expert_offsets, demand, num_recycled, num_dropped;
+};
+
+// Padding tokens: no expert, no weight.
+void clear_padding(const cpu::RoutingSizes& sizes, Tensor& expert_ids, Tensor& weights) {
+  for (int64_t i = sizes.valid_tokens * sizes.top_k; i < sizes.assignments(); ++i) {
+    data<int32_t>(expert_ids)[i] = -1;
+    data<float>(weights)[i] = 0.0f;
+  }
+}
+
+RoutingTuple route(Tensor logits_given, int64_t top_k, std::optional<int64_t> capacity, bool recycle, bool renormalize,
+                   Tensor seed, std::optional<Tensor> num_tokens) {
+  constexpr const char* op = "route";
+  const Tensor logits = checked_logits(op, logits_given);
+  const int64_t tokens = logits.size(0), experts = logits.size(1);
+  check(top_k >= 1 && top_k <= experts, op, "top_k", "is ", top_k, "; allowed: 1 to the number of experts, ", experts);
+  check(!(recycle && capacity && top_k > 1), op, "overflow", "is 'recycle' with top_k = ", top_k,
+        " and a capacity; recycling is defined for top_k = 1. Pass overflow='drop', or capacity=None");
+  check_cpu(op, "seed", seed);
+  check_dtype(op, "seed", seed, {ScalarType::Long});
+  check(seed.numel() == 1, op, "seed", "has shape ", shape_text(seed), "; one element is required");
+  const cpu::RoutingSizes sizes = routing_sizes(op, tokens, top_k, experts, capacity, num_tokens);
+  Result result(sizes, empty({tokens, top_k}, ScalarType::Int, logits),
+                empty({tokens, top_k}, ScalarType::Float, logits));
+
+  cpu::LogitRows rows = logit_rows(logits);
+  rows.tokens = sizes.valid_tokens;
+  const bool recycles = recycle && capacity;
+  std::vector<float> statistics(recycles ? 2 * sizes.valid_tokens : 0);
+  float* maxima = recycles ? statistics.data() : nullptr;
+  float* sums = recycles ? maxima + sizes.valid_tokens : nullptr;
+  cpu::choose_experts(rows, top_k, renormalize, data<int32_t>(result.expert_ids), data<float>(result.weights), maxima,
+                      sums, torch_threads());
+  clear_padding(sizes, result.expert_ids, result.weights);
+  const cpu::RecycleInputs inputs{rows, maxima, sums, static_cast<uint64_t>(*const_data<int64_t>(seed))};
+  cpu::assign_rows(sizes, result.pointers(), recycles ? &inputs : nullptr, torch_threads());
+  return result.tuple();
+}
+
+RoutingTuple routing_from_ids(Tensor ids_given, Tensor weights_given, int64_t num_experts,
+                              std::optional<int64_t> capacity, std::optional<Tensor> num_tokens) {
+  constexpr const char* op = "routing_from_ids";
+  check_cpu(op, "expert_ids", ids_given);
+  check_dtype(op, "expert_ids", ids_given, {ScalarType::Int, ScalarType::Long});
+  check_rank(op, "expert_ids", ids_given, 2, "[T, k]");
+  const int64_t tokens = ids_given.size(0), top_k = ids_given.size(1);
+  check_cpu(op, "weights", weights_given);
+  check_dtype(op, "weights", weights_given, {ScalarType::Float});
+  check_shape(op, "weights", weights_given, {tokens, top_k}, "[T, k]");
+  check(num_experts >= 1 && num_experts < kInt32Limit, op, "num_experts", "is ", num_experts,
+        "; allowed: 1 to 2^31 - 1");
+  const cpu::RoutingSizes sizes = routing_sizes(op, tokens, top_k, num_experts, capacity, num_tokens);
+
+  const Tensor given = torch::stable::contiguous(ids_given);
+  const Tensor given_weights = torch::stable::contiguous(weights_given);
+  Result result(sizes, empty({tokens, top_k}, ScalarType::Int, given),
+                empty({tokens, top_k}, ScalarType::Float, given));
+  int32_t* ids = data<int32_t>(result.expert_ids);
+  const bool wide = given.scalar_type() == ScalarType::Long;
+  for (int64_t i = 0; i < sizes.assignments(); ++i) {
+    const int64_t id = wide ? const_data<int64_t>(given)[i] : const_data<int32_t>(given)[i];
+    ids[i] = id >= 0 && id < num_experts ? static_cast<int32_t>(id) : -1;
+    data<float>(result.weights)[i] = const_data<float>(given_weights)[i];
+  }
+  clear_padding(sizes, result.expert_ids, result.weights);
+  cpu::assign_rows(sizes, result.pointers(), nullptr, torch_threads());
+  return result.tuple();
+}
+
+Tensor route_backward(Tensor grad_weights_given, Tensor logits_given, Tensor expert_ids, Tensor weights,
+                      bool renormalize, std::optional<Tensor> num_tokens) {
+  constexpr const char* op = "route_backward";
+  const Tensor logits = checked_logits(op, logits_given);
+  const int64_t tokens = logits.size(0);
+  check_dtype(op, "expert_ids", expert_ids, {ScalarType::Int});
+  check_rank(op, "expert_ids", expert_ids, 2, "[T, k]");
+  const int64_t top_k = expert_ids.size(1);
+  check_shape(op, "expert_ids", expert_ids, {tokens, top_k}, "[T, k]");
+  for (auto [name, tensor] :
+       {std::pair<const char*, const Tensor*>{"weights", &weights}, {"grad_weights", &grad_weights_given}}) {
+    check_dtype(op, name, *tensor, {ScalarType::Float});
+    check_shape(op, name, *tensor, {tokens, top_k}, "[T, k]");
+  }
+  const Tensor ids = torch::stable::contiguous(expert_ids), w = torch::stable::contiguous(weights);
+  const Tensor grad_weights = torch::stable::contiguous(grad_weights_given);
+  const int64_t valid = valid_tokens(op, num_tokens, tokens);
+  for (int64_t i = 0; i < valid * top_k; ++i) {
+    const int32_t id = const_data<int32_t>(ids)[i];
+    check(id >= 0 && id < logits.size(1), op, "expert_ids", "holds ", id, " at token ", i / top_k,
+          "; allowed: 0 to E - 1 = ", logits.size(1) - 1);
+  }
+  Tensor grad_logits = empty({tokens, logits.size(1)}, logits.scalar_type(), logits);
+  cpu::route_backward({logit_rows(logits), top_k, valid, renormalize, const_data<int32_t>(ids), const_data<float>(w),
+                       const_data<float>(grad_weights), grad_logits.mutable_data_ptr()},
+                      torch_threads());
+  return grad_logits;
+}
+
+// logits [T, E] and demand [E] of the loss, the latter contiguous.
+Tensor checked_demand(const char* op, const Tensor& logits, const Tensor& demand) {
+  check_cpu(op, "demand", demand);
+  check_dtype(op, "demand", demand, {ScalarType::Int});
+  check_shape(op, "demand", demand, {logits.size(1)}, "[E]");
+  return torch::stable::contiguous(demand);
+}
+
+Tensor load_balancing_loss(Tensor logits_given, Tensor demand_given, std::optional<Tensor> num_tokens) {
+  constexpr const char* op = "load_balancing_loss";
+  const Tensor logits = checked_logits(op, logits_given);
+  const Tensor demand = checked_demand(op, logits, demand_given);
+  Tensor loss = empty({}, ScalarType::Float, logits);
+  *data<float>(loss) = cpu::load_balancing_loss(logit_rows(logits), valid_tokens(op, num_tokens, logits.size(0)),
+                                                const_data<int32_t>(demand), torch_threads());
+  return loss;
+}
+
+Tensor load_balancing_loss_backward(Tensor grad_loss, Tensor logits_given, Tensor demand_given,
+                                    std::optional<Tensor> num_tokens) {
+  constexpr const char* op = "load_balancing_loss_backward";
+  const Tensor logits = checked_logits(op, logits_given);
+  const Tensor demand = checked_demand(op, logits, demand_given);
+  check_dtype(op, "grad_loss", grad_loss, {ScalarType::Float});
+  check(grad_loss.numel() == 1, op, "grad_loss", "has shape ", shape_text(grad_loss), "; one element is required");
+  Tensor grad_logits = empty({logits.size(0), logits.size(1)}, logits.scalar_type(), logits);
+  cpu::load_balancing_loss_backward(logit_rows(logits), valid_tokens(op, num_tokens, logits.size(0)),
+                                    const_data<int32_t>(demand), *const_data<float>(grad_loss),
+                                    grad_logits.mutable_data_ptr(), torch_threads());
+  return grad_logits;
+}
+
+}  // namespace
+}  // namespace hunyuan_kernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
+  m.def(
+      "route(Tensor logits, int top_k, int? capacity, bool recycle, bool renormalize, Tensor seed, Tensor? num_tokens) "
+      "-> (Tensor weights, Tensor expert_ids, Tensor rows, Tensor token_ids, Tensor expert_offsets, Tensor demand, "
+      "Tensor num_recycled, Tensor num_dropped)");
+  m.def(
+      "routing_from_ids(Tensor expert_ids, Tensor weights, int num_experts, int? capacity, Tensor? num_tokens) -> "
+      "(Tensor weights, Tensor expert_ids, Tensor rows, Tensor token_ids, Tensor expert_offsets, Tensor demand, Tensor "
+      "num_recycled, Tensor num_dropped)");
+  m.def(
+      "route_backward(Tensor grad_weights, Tensor logits, Tensor expert_ids, Tensor weights, bool renormalize, Tensor? "
+      "num_tokens) -> Tensor");
+  m.def("load_balancing_loss(Tensor logits, Tensor demand, Tensor? num_tokens) -> Tensor");
+  m.def("load_balancing_loss_backward(Tensor grad_loss, Tensor logits, Tensor demand, Tensor? num_tokens) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
+  m.impl("route", TORCH_BOX(&hunyuan_kernels::route));
+  m.impl("routing_from_ids", TORCH_BOX(&hunyuan_kernels::routing_from_ids));
+  m.impl("route_backward", TORCH_BOX(&hunyuan_kernels::route_backward));
+  m.impl("load_balancing_loss", TORCH_BOX(&hunyuan_kernels::load_balancing_loss));
+  m.impl("load_balancing_loss_backward", TORCH_BOX(&hunyuan_kernels::load_balancing_loss_backward));
+}

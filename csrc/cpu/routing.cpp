@@ -1,0 +1,279 @@
+// From router logits to rows of an expert-major batch, with a capacity and random compensation.
+//
+//   choose_experts   softmax and top-k of each token
+//   assign_rows      rank of each assignment within its expert, in choice-major order (all first choices in token
+//   order,
+//                    then all second ones); rank < capacity is kept; dropped ones may be sent to free slots
+//
+// Ranks come from one counting pass and one assigning pass over chunks of tokens with a prefix sum in between: memory
+// is linear in T * k, nothing is sorted, and results do not depend on the number of threads. The i-th dropped
+// assignment goes to the expert of free slot pi(i) (common/permutation.h); since that does not depend on which tokens
+// were dropped, the sizes of all groups are known before the assigning pass.
+#include "cpu/routing.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "common/integer_math.h"
+#include "cpu/isa/microkernels.h"
+
+namespace hunyuan_kernels::cpu {
+namespace {
+
+constexpr int64_t kTokensPerTask = 512;
+constexpr int64_t kSlotsPerTask = 2048;
+
+LogitRows some_rows(const LogitRows& logits, int64_t first, int64_t tokens) {
+  LogitRows part = logits;
+  part.data = static_cast<const char*>(logits.data) + first * logits.stride * element_size(logits.dtype);
+  part.tokens = tokens;
+  return part;
+}
+
+class RowAssignment {
+ public:
+  RowAssignment(const RoutingSizes& sizes, const RoutingTensors& tensors, const ThreadPool& pool)
+      : s(sizes),
+        t(tensors),
+        pool_(pool),
+        // At least E tokens, so that the counts of a chunk are not more than its assignments.
+        chunk_tokens_(maximum(1024, sizes.experts)),
+        chunks_(ceil_div(sizes.valid_tokens, chunk_tokens_)),
+        counts_(static_cast<size_t>(chunks_ * s.top_k * s.experts)),
+        limit_(s.capacity == kNoCapacity ? s.assignments() : s.capacity) {}
+
+  // Assignments of each expert by chunk and choice; then, in their place, the rank of the first one of them.
+  void count() {
+    for_each_chunk([&](int64_t chunk, int64_t first, int64_t last) {
+      for (int64_t token = first; token < last; ++token)
+        for (int64_t j = 0; j < s.top_k; ++j) {
+          const int32_t expert = t.expert_ids[token * s.top_k + j];
+          if (is_expert(expert)) ++count_of(chunk, j)[expert];
+        }
+    });
+    std::fill(t.demand, t.demand + s.experts, 0);
+    for (int64_t j = 0; j < s.top_k; ++j)
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+        int32_t* counts = count_of(chunk, j);
+        for (int64_t e = 0; e < s.experts; ++e) {
+          const int32_t count = counts[e];
+          counts[e] = t.demand[e];
+          t.demand[e] += count;
+        }
+      }
+  }
+
+  // Group sizes, and with `recycle` a row for each dropped assignment that gets a slot.
+  void lay_out(const RecycleInputs* recycle) {
+    std::vector<int64_t> kept(s.experts), free_before(s.experts + 1);
+    for (int64_t e = 0; e < s.experts; ++e) {
+      kept[e] = minimum(t.demand[e], limit_);
+      dropped_ += t.demand[e] - kept[e];
+      free_before[e + 1] = free_before[e] + limit_ - kept[e];
+    }
+    std::vector<int32_t> added(s.experts);
+    if (recycle && dropped_ > 0) {
+      recycled_experts_.resize(minimum(dropped_, free_before.back()));
+      recycled_rows_.resize(recycled_experts_.size());
+      find_free_slots(free_before, recycle->seed);
+      for (size_t i = 0; i < recycled_experts_.size(); ++i) recycled_rows_[i] = added[recycled_experts_[i]]++;
+    }
+    t.expert_offsets[0] = 0;
+    for (int64_t e = 0; e < s.experts; ++e)
+      t.expert_offsets[e + 1] = static_cast<int32_t>(t.expert_offsets[e] + kept[e] + added[e]);
+    for (size_t i = 0; i < recycled_rows_.size(); ++i) {
+      const int32_t expert = recycled_experts_[i];
+      recycled_rows_[i] += static_cast<int32_t>(t.expert_offsets[expert] + kept[expert]);
+    }
+    *t.num_recycled = static_cast<int32_t>(recycled_rows_.size());
+    *t.num_dropped = static_cast<int32_t>(dropped_ - static_cast<int64_t>(recycled_rows_.size()));
+  }
+
+  // Rows of the kept assignments; dropped ones get -1 and, k = 1, their turn among the recycled.
+  void assign(const RecycleInputs* recycle) {
+    std::vector<int64_t> dropped_before(chunks_ + 1);
+    if (!recycled_rows_.empty()) count_dropped(dropped_before);
+    for_each_chunk([&](int64_t chunk, int64_t first, int64_t last) {
+      std::vector<int32_t> dropped_tokens;
+      for (int64_t j = 0; j < s.top_k; ++j) {
+        int32_t* ranks = count_of(chunk, j);
+        for (int64_t token = first; token < last; ++token) {
+          const int64_t assignment = token * s.top_k + j;
+          const int32_t expert = t.expert_ids[assignment];
+          t.rows[assignment] = -1;
+          if (!is_expert(expert)) continue;
+          const int32_t rank = ranks[expert]++;
+          if (rank < limit_)
+            put(assignment, token, t.expert_offsets[expert] + rank);
+          else if (!recycled_rows_.empty())
+            dropped_tokens.push_back(static_cast<int32_t>(token));
+        }
+      }
+      if (!recycled_rows_.empty()) send_to_free_slots(dropped_before[chunk], dropped_tokens, *recycle);
+    });
+    for (int64_t i = s.valid_tokens * s.top_k; i < s.assignments(); ++i) t.rows[i] = -1;
+    std::fill(t.token_ids + t.expert_offsets[s.experts], t.token_ids + s.rows, -1);
+  }
+
+ private:
+  bool is_expert(int32_t id) const { return static_cast<uint32_t>(id) < static_cast<uint64_t>(s.experts); }
+  int32_t* count_of(int64_t chunk, int64_t choice) { return counts_.data() + (chunk * s.top_k + choice) * s.experts; }
+
+  void put(int64_t assignment, int64_t token, int32_t row) {
+    t.rows[assignment] = row;
+    t.token_ids[row] = static_cast<int32_t>(token);
+  }
+
+  template <typename Body>
+  void for_each_chunk(Body&& body) {
+    parallel_tasks(pool_, chunks_, [&](int64_t chunk, int) {
+      const int64_t first = chunk * chunk_tokens_;
+      body(chunk, first, minimum(first + chunk_tokens_, s.valid_tokens));
+    });
+  }
+
+  // recycled_experts_[i]: the expert that owns free slot pi(i); free slots are numbered expert by expert.
+  void find_free_slots(const std::vector<int64_t>& free_before, uint64_t seed) {
+    const RoutingKernels& kernels = microkernels().routing;
+    const SlotPermutation permutation = make_slot_permutation(static_cast<uint32_t>(free_before.back()), seed);
+    const int64_t count = static_cast<int64_t>(recycled_experts_.size());
+    parallel_ranges(pool_, count, kSlotsPerTask, [&](int64_t begin, int64_t end, int) {
+      std::vector<uint32_t> slots(end - begin);
+      kernels.permute(permutation, begin, end - begin, slots.data());
+      for (int64_t i = begin; i < end; ++i) {
+        const auto after = std::upper_bound(free_before.begin(), free_before.end(), int64_t{slots[i - begin]});
+        recycled_experts_[i] = static_cast<int32_t>(after - free_before.begin() - 1);
+      }
+    });
+  }
+
+  void count_dropped(std::vector<int64_t>& dropped_before) {
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      const int32_t* ranks = count_of(chunk, 0);
+      const int32_t* next = chunk + 1 < chunks_ ? count_of(chunk + 1, 0) : t.demand;
+      int64_t dropped = 0;
+      for (int64_t e = 0; e < s.experts; ++e) dropped += maximum(next[e], limit_) - maximum(ranks[e], limit_);
+      dropped_before[chunk + 1] = dropped_before[chunk] + dropped;
+    }
+  }
+
+  // The dropped tokens of one chunk, numbered from `number` on: expert, weight (that expert's p) and row.
+  void send_to_free_slots(int64_t number, const std::vector<int32_t>& tokens, const RecycleInputs& recycle) {
+    const int64_t recycled = static_cast<int64_t>(recycled_rows_.size());
+    const int64_t count = maximum(0, minimum(static_cast<int64_t>(tokens.size()), recycled - number));
+    std::vector<float> p(count);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = tokens[i] * recycle.logits.stride + recycled_experts_[number + i];
+      const float logit = recycle.logits.dtype == DType::bfloat16
+                              ? to_float(static_cast<const bfloat16*>(recycle.logits.data)[at])
+                              : static_cast<const float*>(recycle.logits.data)[at];
+      p[i] = logit - recycle.maxima[tokens[i]];
+    }
+    microkernels_->exponentials(p.data(), count);
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t token = tokens[i];
+      t.expert_ids[token] = recycled_experts_[number + i];
+      t.weights[token] = p[i] / recycle.sums[token];
+      put(token, token, recycled_rows_[number + i]);
+    }
+  }
+
+  const RoutingSizes& s;
+  const RoutingTensors& t;
+  const ThreadPool& pool_;
+  const RoutingKernels* microkernels_ = &microkernels().routing;
+  const int64_t chunk_tokens_, chunks_;
+  std::vector<int32_t> counts_;
+  const int64_t limit_;
+  int64_t dropped_ = 0;
+  std::vector<int32_t> recycled_experts_, recycled_rows_;
+};
+
+// Softmax sums of chunks, added in order: the same result for any number of threads.
+constexpr int64_t kBalanceTokens = 256;
+
+std::vector<float> demand_fractions(const int32_t* demand, int64_t experts, int64_t tokens) {
+  std::vector<float> fractions(experts);
+  for (int64_t e = 0; e < experts; ++e)
+    fractions[e] = static_cast<float>(static_cast<double>(demand[e]) / static_cast<double>(tokens));
+  return fractions;
+}
+
+int64_t scratch_floats(int64_t experts) { return round_up(maximum(1, experts), kRoutingLanes); }
+
+}  // namespace
+
+void choose_experts(const LogitRows& logits, int64_t top_k, bool renormalize, int32_t* expert_ids, float* weights,
+                    float* maxima, float* sums, const ThreadPool& pool) {
+  const RoutingKernels& kernels = microkernels().routing;
+  parallel_ranges(pool, logits.tokens, kTokensPerTask, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> scratch(logits.experts * kRoutingLanes);
+    kernels.choose(some_rows(logits, begin, end - begin), top_k, renormalize, scratch.data(),
+                   expert_ids + begin * top_k, weights + begin * top_k, maxima ? maxima + begin : nullptr,
+                   sums ? sums + begin : nullptr);
+  });
+}
+
+void assign_rows(const RoutingSizes& sizes, const RoutingTensors& tensors, const RecycleInputs* recycle,
+                 const ThreadPool& pool) {
+  RowAssignment assignment(sizes, tensors, pool);
+  assignment.count();
+  assignment.lay_out(recycle);
+  assignment.assign(recycle);
+}
+
+void route_backward(const RouteBackwardArguments& a, const ThreadPool& pool) {
+  const RoutingKernels& kernels = microkernels().routing;
+  const int64_t row_bytes = a.logits.experts * element_size(a.logits.dtype);
+  parallel_ranges(pool, a.logits.tokens, kTokensPerTask, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> scratch(scratch_floats(a.logits.experts));
+    for (int64_t token = begin; token < end; ++token) {
+      void* grad_logits = static_cast<char*>(a.grad_logits) + token * row_bytes;
+      const int64_t at = token * a.top_k;
+      if (token < a.valid_tokens)
+        kernels.weights_backward(a.logits, token, a.top_k, a.renormalize, a.expert_ids + at, a.weights + at,
+                                 a.grad_weights + at, scratch.data(), grad_logits);
+      else
+        std::memset(grad_logits, 0, row_bytes);
+    }
+  });
+}
+
+float load_balancing_loss(const LogitRows& logits, int64_t valid_tokens, const int32_t* demand,
+                          const ThreadPool& pool) {
+  if (valid_tokens == 0) return 0.0f;
+  const RoutingKernels& kernels = microkernels().routing;
+  const std::vector<float> fractions = demand_fractions(demand, logits.experts, valid_tokens);
+  std::vector<double> sums(ceil_div(valid_tokens, kBalanceTokens));
+  parallel_ranges(pool, valid_tokens, kBalanceTokens, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> scratch(scratch_floats(logits.experts));
+    double sum = 0.0;
+    for (int64_t token = begin; token < end; ++token)
+      sum += kernels.balance(logits, token, fractions.data(), scratch.data());
+    sums[begin / kBalanceTokens] = sum;
+  });
+  double total = 0.0;
+  for (double sum : sums) total += sum;
+  return static_cast<float>(total * static_cast<double>(logits.experts) / static_cast<double>(valid_tokens));
+}
+
+void load_balancing_loss_backward(const LogitRows& logits, int64_t valid_tokens, const int32_t* demand, float grad_loss,
+                                  void* grad_logits, const ThreadPool& pool) {
+  const RoutingKernels& kernels = microkernels().routing;
+  const std::vector<float> fractions = demand_fractions(demand, logits.experts, maximum(1, valid_tokens));
+  const float factor = grad_loss * static_cast<float>(logits.experts) / static_cast<float>(maximum(1, valid_tokens));
+  const int64_t row_bytes = logits.experts * element_size(logits.dtype);
+  parallel_ranges(pool, logits.tokens, kBalanceTokens, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> scratch(scratch_floats(logits.experts));
+    for (int64_t token = begin; token < end; ++token) {
+      void* row = static_cast<char*>(grad_logits) + token * row_bytes;
+      if (token < valid_tokens)
+        kernels.balance_backward(logits, token, fractions.data(), factor, scratch.data(), row);
+      else
+        std::memset(row, 0, row_bytes);
+    }
+  });
+}
+
+}  // namespace hunyuan_kernels::cpu
