@@ -52,20 +52,14 @@ HK_INLINE void expand(Words words, uint32_t* panel, int width) {
       store_as(panel + j * width, part(Panels{}, static_cast<const Element*>(nullptr), words, j));
 }
 
-// One step of kFloats lines that lie side by side: `first` holds their elements k, `second` (null past the depth) k
-// + 1.
+// One step of kFloats lines that lie side by side: their elements k at `first`, k + 1 at `second` (null past the depth).
 template <typename Element>
-HK_INLINE Words one_step(FloatPanels, const Element* first, const Element*, int64_t lines) {
-  return as_words(lines >= kFloats ? load(first) : load_partial(first, static_cast<int>(lines)));
+HK_INLINE Words one_step(FloatPanels, const Element* first, const Element*) {
+  return as_words(load(first));
 }
-HK_INLINE Words halves_of(const bfloat16* from, int64_t lines) {
-  bfloat16 padded[kFloats] = {};
-  if (lines < kFloats) from = static_cast<bfloat16*>(__builtin_memcpy(padded, from, lines * sizeof(bfloat16)));
-  return __builtin_convertvector(load_as<Halves>(from), Words);
-}
-HK_INLINE Words one_step(PairPanels, const bfloat16* first, const bfloat16* second, int64_t lines) {
-  Words words = halves_of(first, lines);
-  return second ? words | (halves_of(second, lines) << 16) : words;
+HK_INLINE Words one_step(PairPanels, const bfloat16* first, const bfloat16* second) {
+  Words words = widen(load_as<Halves>(first));
+  return second ? words | (widen(load_as<Halves>(second)) << 16) : words;
 }
 
 // ---- packers -------------------------------------------------------------------------------------------------------
@@ -139,12 +133,15 @@ void pack_along_k(const void* lines_, int64_t stride, int64_t, int count, int64_
       const Element* from = lines + group * stride + k;
       uint32_t* to = panel + k / Panels::k_step * width + group;
       Words w[kFloats];
-      if (here == kFloats && rest == kBlock) {
-        if (prefetch) {
+      if (rest == kBlock) {
+        if (prefetch && here == kFloats) {
           const Element* next = prefetch + group * stride + k;
           HK_UNROLL for (int i = 0; i < kFloats; ++i, next += stride) __builtin_prefetch(next, 0, 2);
         }
-        HK_UNROLL for (int i = 0; i < kFloats; ++i, from += stride) w[i] = load_as<Words>(from);
+        HK_UNROLL for (int i = 0; i < kFloats; ++i) {
+          w[i] = load_as<Words>(from);
+          from += i + 1 < here ? stride : 0;  // past the last line: that line again
+        }
         transpose(w);
         HK_UNROLL for (int i = 0; i < kFloats; ++i, to += word_step) expand<Panels, Element>(w[i], to, width);
       } else {
@@ -159,19 +156,29 @@ void pack_along_k(const void* lines_, int64_t stride, int64_t, int count, int64_
   }
 }
 
-// Lines that lie side by side: line stride 1.
+// Lines that lie side by side: line stride 1. Vectors of lines run backwards, as above.
 template <typename Panels, typename Element>
-void pack_along_lines(const void* lines_, int64_t stride, int64_t available, int count, int64_t depth, int width,
+void pack_along_lines(const void* lines, int64_t stride, int64_t available, int count, int64_t depth, int width,
                       uint32_t* panel, const void* prefetch_) {
-  const Element* from = static_cast<const Element*>(lines_);
+  const Element* from = static_cast<const Element*>(lines);
   const Element* prefetch = static_cast<const Element*>(prefetch_);
-  for (int64_t k = 0; k < depth; k += Panels::k_step, panel += width) {
-    const Element* first = from + k * stride;
-    const Element* second = Panels::k_step > 1 && k + 1 < depth ? first + stride : nullptr;
-    for (int group = (count - 1) / kFloats * kFloats; group >= 0; group -= kFloats)
-      store_as(panel + group, one_step(Panels{}, first + group, second ? second + group : nullptr, available - group));
-    if (prefetch)
-      for (int step = 0; step < Panels::k_step; ++step) __builtin_prefetch(prefetch + (k + step) * stride, 0, 2);
+  const int last = (count - 1) / kFloats * kFloats;  // the last vector of lines
+  const bool whole = available - last >= kFloats;    // all of it may be read
+  for (int64_t k = 0; k < depth; k += Panels::k_step, from += Panels::k_step * stride, panel += width) {
+    const Element* next = Panels::k_step > 1 && k + 1 < depth ? from + stride : nullptr;
+    if (!whole) {
+      Element first[kFloats] = {}, second[kFloats] = {};
+      for (int i = 0; i < available - last; ++i) {
+        first[i] = from[last + i];
+        if (next) second[i] = next[last + i];
+      }
+      store_as(panel + last, one_step(Panels{}, first, second));
+    }
+    for (int group = whole ? last : last - kFloats; group >= 0; group -= kFloats)
+      store_as(panel + group, one_step(Panels{}, from + group, next ? next + group : nullptr));
+    if (prefetch) {
+      for (int step = 0; step < Panels::k_step; ++step, prefetch += stride) __builtin_prefetch(prefetch, 0, 2);
+    }
   }
 }
 
@@ -189,6 +196,7 @@ void multiply_rows(const uint32_t* a, const uint32_t* b, int64_t steps, float* s
                    const float* row_scales, const float* column_scales) {
   Floats sum[kRows][kGemmVectors] = {};
   for (int64_t step = 0; step < steps; ++step, a += kRows, b += kGemmColumns) {
+    __builtin_prefetch(a + 512, 0, 3);  // 2 KiB ahead: the hardware stops at pages
     Words columns[kGemmVectors];
     HK_UNROLL for (int j = 0; j < kGemmVectors; ++j) columns[j] = load_as<Words>(b + j * kFloats);
     HK_UNROLL for (int i = 0; i < kRows; ++i) {

@@ -33,24 +33,38 @@ HK_INLINE Words select(Ints mask, Words yes, Words no) { return (Words)((mask & 
 HK_INLINE Floats max_of(Floats a, Floats b) { return select(a > b, a, b); }
 HK_INLINE Floats min_of(Floats a, Floats b) { return select(a < b, a, b); }
 
+// Between 16 and 32 bits, between 8 and 32 bits: zero extension and truncation. g++ 12 cuts the 512-bit forms in two, and
+// warns of the undefined vector inside the intrinsics without a mask.
+#if defined(__AVX512F__)
+HK_INLINE Words widen(Halves v) { return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)v); }
+HK_INLINE Words widen(Bytes v) { return (Words)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)v); }
+HK_INLINE Halves narrow_to_halves(Words v) { return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v); }
+HK_INLINE Bytes narrow_to_bytes(Words v) { return (Bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v); }
+#else
+HK_INLINE Words widen(Halves v) { return __builtin_convertvector(v, Words); }
+HK_INLINE Words widen(Bytes v) { return __builtin_convertvector(v, Words); }
+HK_INLINE Halves narrow_to_halves(Words v) { return __builtin_convertvector(v, Halves); }
+HK_INLINE Bytes narrow_to_bytes(Words v) { return __builtin_convertvector(v, Bytes); }
+#endif
+
 HK_INLINE Floats load(const float* from) { return load_as<Floats>(from); }
 HK_INLINE void store(float* to, Floats v) { store_as(to, v); }
 
 HK_INLINE Floats load(const bfloat16* from) {
-  return as_floats(__builtin_convertvector(load_as<Halves>(from), Words) << 16);
+  return as_floats(widen(load_as<Halves>(from)) << 16);
 }
 // Round to nearest even; NaN becomes 0x7fc0, as to_bfloat16() in common/dtype.h does.
 HK_INLINE void store(bfloat16* to, Floats v) {
   Words bits = as_words(v);
   Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   rounded = select((bits & 0x7fffffffu) > 0x7f800000u, splat_bits(0x7fc0u), rounded);
-  store_as(to, __builtin_convertvector(rounded, Halves));
+  store_as(to, narrow_to_halves(rounded));
 }
 
 // e4m3 -> fp32, exact for all 256 patterns (NaN for S.1111.111): the magnitude's bits shifted into place are the value
 // times 2^-120, also for subnormals.
 HK_INLINE Floats load(const float8_e4m3fn* from) {
-  Words bytes = __builtin_convertvector(load_as<Bytes>(from), Words);
+  Words bytes = widen(load_as<Bytes>(from));
   Words magnitude = bytes & 0x7fu;
   Floats value = as_floats(magnitude << 20) * 0x1p120f;
   Words bits = select(magnitude == 0x7fu, splat_bits(0x7fc00000u), as_words(value));
@@ -66,7 +80,7 @@ HK_INLINE void store(float8_e4m3fn* to, Floats v) {
   Words subnormal = as_words(as_floats(clamped) + 0x1p14f) - 0x46800000u;
   Words q = select(clamped < 0x3c800000u, subnormal, normal);
   q = select(is_nan, splat_bits(0x7fu), q) | sign;
-  store_as(to, __builtin_convertvector(q, Bytes));
+  store_as(to, narrow_to_bytes(q));
 }
 
 // The first n < kFloats elements; the rest read as zero and are not stored.
