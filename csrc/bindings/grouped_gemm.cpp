@@ -1,6 +1,9 @@
 // Ops of the stem `grouped_gemm`: checks, allocation and the way to the CPU backend.
 #include "cpu/grouped_gemm.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "bindings/torch_glue.h"
 
 namespace hunyuan_kernels {
@@ -83,6 +86,21 @@ Tensor grouped_gemm_dgrad(const Tensor& grad_out_, const Tensor& b_, const Tenso
                        checked_out_dtype(op, out_dtype, grad_out.scalar_type()));
 }
 
+// Elements of a tensor that is written to must not share memory.
+void check_no_overlap(const char* op, const char* argument, const Tensor& tensor) {
+  std::vector<std::pair<int64_t, int64_t>> dimensions;  // stride, size
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) == 0) return;
+    if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d), tensor.size(d));
+  }
+  std::sort(dimensions.begin(), dimensions.end());
+  int64_t reach = 1;  // elements spanned by the dimensions so far
+  for (auto [stride, size] : dimensions) {
+    check(stride >= reach, op, argument, "has strides that make elements share memory; call .contiguous()");
+    reach = stride * (size - 1) + reach;
+  }
+}
+
 void weight_gradient(const char* op, const Tensor& grad_out_, const Tensor& a_, const Tensor& expert_offsets,
                      const cpu::ExpertWeights& grad_b, bool accumulate) {
   const Tensor grad_out = activations(op, "grad_out", grad_out_, grad_b.rows, "[S, N]");
@@ -111,8 +129,7 @@ void grouped_gemm_wgrad_(const Tensor& grad_b, const Tensor& grad_out, const Ten
   const char* op = "grouped_gemm_wgrad_";
   check_dtype(op, "grad_b", grad_b, {ScalarType::Float});
   const auto weights = expert_weights(op, "grad_b", grad_b, "[E, N, K]");
-  check(weights.experts <= 1 || grad_b.stride(0) != 0, op, "grad_b",
-        "has stride 0 over the experts: they share memory; call .contiguous()");
+  check_no_overlap(op, "grad_b", grad_b);
   weight_gradient(op, grad_out, a, expert_offsets, weights, true);
 }
 

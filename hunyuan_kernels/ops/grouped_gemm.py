@@ -136,20 +136,27 @@ def _check_same_dtype(op: str, a: Tensor, name: str, b: Tensor) -> None:
     _check(a.dtype == b.dtype, op, f"{name} has dtype {b.dtype}, but a has {a.dtype}; both must be the same")
 
 
+def _checked_out_dtype(op: str, out_dtype: torch.dtype | None, otherwise: torch.dtype) -> torch.dtype:
+    dtype = otherwise if out_dtype is None else out_dtype
+    _check(dtype in _FLOATING, op, f"out_dtype is {dtype}; allowed: bfloat16, float32")
+    return dtype
+
+
 def _fake_grouped_gemm(a: Tensor, b: Tensor, expert_offsets: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
     _check_operands("grouped_gemm", ("a", a), ("b", b), expert_offsets, 2)
     _check_same_dtype("grouped_gemm", a, "b", b)
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype or a.dtype)
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=_checked_out_dtype("grouped_gemm", out_dtype, a.dtype))
 
 
 def _fake_dgrad(grad_out: Tensor, b: Tensor, expert_offsets: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
     _check_operands("grouped_gemm_dgrad", ("grad_out", grad_out), ("b", b), expert_offsets, 1)
-    return grad_out.new_empty((grad_out.shape[0], b.shape[2]), dtype=out_dtype or grad_out.dtype)
+    dtype = _checked_out_dtype("grouped_gemm_dgrad", out_dtype, grad_out.dtype)
+    return grad_out.new_empty((grad_out.shape[0], b.shape[2]), dtype=dtype)
 
 
 def _fake_wgrad(grad_out: Tensor, a: Tensor, expert_offsets: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
     shape = (expert_offsets.shape[0] - 1, grad_out.shape[1], a.shape[1])
-    grad_b = a.new_empty(shape, dtype=out_dtype or a.dtype)
+    grad_b = a.new_empty(shape, dtype=_checked_out_dtype("grouped_gemm_wgrad", out_dtype, a.dtype))
     _check_operands("grouped_gemm_wgrad", ("grad_out", grad_out), ("grad_b", grad_b), expert_offsets, 1)
     return grad_b
 

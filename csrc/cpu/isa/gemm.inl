@@ -52,7 +52,8 @@ HK_INLINE void expand(Words words, uint32_t* panel, int width) {
       store_as(panel + j * width, part(Panels{}, static_cast<const Element*>(nullptr), words, j));
 }
 
-// One step of kFloats lines that lie side by side: their elements k at `first`, k + 1 at `second` (null past the depth).
+// One step of kFloats lines that lie side by side: their elements k at `first`, k + 1 at `second` (null past the
+// depth).
 template <typename Element>
 HK_INLINE Words one_step(FloatPanels, const Element* first, const Element*) {
   return as_words(load(first));

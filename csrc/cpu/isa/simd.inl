@@ -33,8 +33,8 @@ HK_INLINE Words select(Ints mask, Words yes, Words no) { return (Words)((mask & 
 HK_INLINE Floats max_of(Floats a, Floats b) { return select(a > b, a, b); }
 HK_INLINE Floats min_of(Floats a, Floats b) { return select(a < b, a, b); }
 
-// Between 16 and 32 bits, between 8 and 32 bits: zero extension and truncation. g++ 12 cuts the 512-bit forms in two, and
-// warns of the undefined vector inside the intrinsics without a mask.
+// Between 16 and 32 bits, between 8 and 32 bits: zero extension and truncation. g++ 12 cuts the 512-bit forms in two,
+// and warns of the undefined vector inside the intrinsics without a mask.
 #if defined(__AVX512F__)
 HK_INLINE Words widen(Halves v) { return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)v); }
 HK_INLINE Words widen(Bytes v) { return (Words)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)v); }
@@ -50,9 +50,7 @@ HK_INLINE Bytes narrow_to_bytes(Words v) { return __builtin_convertvector(v, Byt
 HK_INLINE Floats load(const float* from) { return load_as<Floats>(from); }
 HK_INLINE void store(float* to, Floats v) { store_as(to, v); }
 
-HK_INLINE Floats load(const bfloat16* from) {
-  return as_floats(widen(load_as<Halves>(from)) << 16);
-}
+HK_INLINE Floats load(const bfloat16* from) { return as_floats(widen(load_as<Halves>(from)) << 16); }
 // Round to nearest even; NaN becomes 0x7fc0, as to_bfloat16() in common/dtype.h does.
 HK_INLINE void store(bfloat16* to, Floats v) {
   Words bits = as_words(v);
