@@ -91,6 +91,7 @@ class Run {
   // What is packed next to columns `column` and k: the next k block, or the next tile, which this task or one of the
   // next ones does. Null at the end.
   const void* next_lines(const GemmGroup& group, int64_t line, int64_t column, int64_t k, int64_t k_block) const;
+  GemmPrefetch next_block(const GemmGroup& group, int64_t column, int64_t k) const;
   // Words of the packed block, and where the panel of a chunk and a k block starts.
   int64_t block_words(int64_t rows, int64_t chunks, int64_t depth) const {
     return steps(depth) * rows + k_blocks(depth) * chunks * kGemmPanelSlack;
@@ -204,7 +205,7 @@ void Run::pack_chunk(const RowBlock& block, int64_t chunk) const {
   for (int64_t k = 0; k < group.depth; k += k_block_) {
     int64_t depth = std::min(k_block_, group.depth - k);
     pack_a_(element(problem_.a, group.a, row, k), problem_.a.other_stride(), group.rows - row, rows, depth, rows,
-            slab_ + block.packed + panel_offset(block, chunk, k, depth), nullptr);
+            slab_ + block.packed + panel_offset(block, chunk, k, depth));
   }
 }
 
@@ -226,12 +227,23 @@ const void* Run::next_lines(const GemmGroup& group, int64_t line, int64_t column
   return element(problem_.b, group.b, line + column, k);
 }
 
+GemmPrefetch Run::next_block(const GemmGroup& group, int64_t column, int64_t k) const {
+  const GemmOperand& b = problem_.b;
+  const int64_t size = element_size(b.dtype), half = scheme_.columns / 2;
+  const int64_t second = (paired_ ? problem_.second_half : half) * b.line_stride * size;
+  const auto* first = static_cast<const char*>(next_lines(group, 0, column, k, k_block_));
+  const int64_t depth = std::min(k_block_, group.depth - (k + k_block_ < group.depth ? k + k_block_ : 0));
+  if (!first) return {};
+  if (b.along_k()) return {first, b.line_stride * size, half, second, ceil_div(depth * size, 64)};
+  return {first, b.k_stride * size, depth, second, ceil_div(half * size, 64)};
+}
+
 void Run::pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, uint32_t* panel) const {
   for (int half = 0; half < (paired_ ? 2 : 1); ++half) {
     const int64_t line = half * problem_.second_half;
     pack_b_(element(problem_.b, group.b, line + column, k), problem_.b.other_stride(), problem_.columns - column,
             static_cast<int>(columns), std::min(k_block_, group.depth - k), scheme_.columns,
-            panel + half * tile_columns_, next_lines(group, line, column, k, k_block_));
+            panel + half * tile_columns_);
   }
 }
 
@@ -245,11 +257,13 @@ void Run::panel_sums(const RowBlock& block, int64_t column, int64_t columns, Scr
       scales->rows(block.group, block.row, block.rows, k / k_block_, scratch.row_scales);
       scales->columns(block.group, column, columns, scheme_.columns, k / k_block_, scratch.column_scales);
     }
+    const GemmPrefetch next = next_block(group, column, k);
     for (int64_t chunk = 0; chunk < block.chunks; ++chunk) {
       const int64_t row = block.chunk_row(chunk);
       scheme_.multiply(slab_ + block.packed + panel_offset(block, chunk, k, depth), scratch.panel, steps(depth),
                        static_cast<int>(block.chunk_rows(chunk)), scratch.sums + row * scheme_.columns, k != 0,
-                       scales ? scratch.row_scales + row : nullptr, scratch.column_scales);
+                       scales ? scratch.row_scales + row : nullptr, scratch.column_scales,
+                       chunk == 0 && next.first ? &next : nullptr);
     }
   }
 }

@@ -16,12 +16,20 @@ using GemmPack = void (*)(const void* lines,  // element k of line i is lines[i 
                           int count,          // lines that matter; others up to the vector's end hold anything
                           int64_t depth,      // elements of each line
                           int width,          // lines of the whole panel (words from one step to the next)
-                          uint32_t* panel,    // its first word for line 0; kGemmPanelSlack words past its end get dirty
-                          const void* prefetch  // lines that are packed next, to be brought into L2; may be null
+                          uint32_t* panel     // its first word for line 0; kGemmPanelSlack words past its end get dirty
 );
 
 // Words that a packer may write past the end of a panel (whole vectors, whole words of several elements).
 constexpr int kGemmPanelSlack = 128;
+
+// What is packed next, brought into L2 during a multiplication: two pieces of 64 * lines bytes (the halves of the
+// columns) at each of `runs` places.
+struct GemmPrefetch {
+  const char* first;
+  int64_t stride, runs;  // bytes from one place to the next
+  int64_t second;        // bytes from the first piece to the second
+  int64_t lines;
+};
 
 // Few rows against lines of b as they lie (k stride 1): every weight is read once, and goes from memory to registers.
 // Sums are kept lane by lane, lanes[row][column][GemmScheme::lanes], until k is done.
@@ -46,9 +54,9 @@ struct GemmScheme {
   GemmPack (*packer)(DType dtype, bool along_k);
   // sums[rows][columns] = (accumulate ? sums : 0) + scale * (a panel of `rows` lines) x (b panel), over `steps` words.
   // scale is row_scales[row] * column_scales[column], or 1 where both are null. Every sum runs over the steps in order,
-  // whatever `rows` is.
+  // whatever `rows` is. prefetch may be null.
   void (*multiply)(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, float* sums, bool accumulate,
-                   const float* row_scales, const float* column_scales);
+                   const float* row_scales, const float* column_scales, const GemmPrefetch* prefetch);
   int lanes;     // of a vector
   int dot_rows;  // rows of one call of GemmDot::multiply
   // For these element types; its multiply is nullptr where there is none.

@@ -121,11 +121,9 @@ HK_INLINE void transpose(Words* w) {
 // what they write past `count` lines belongs to the next step, which is stored later. For that the vectors of lines run
 // backwards.
 template <typename Panels, typename Element>
-void pack_along_k(const void* lines_, int64_t stride, int64_t, int count, int64_t depth, int width, uint32_t* panel,
-                  const void* prefetch_) {
+void pack_along_k(const void* lines_, int64_t stride, int64_t, int count, int64_t depth, int width, uint32_t* panel) {
   constexpr int kWord = 4 / sizeof(Element), kBlock = kFloats * kWord;
   const Element* lines = static_cast<const Element*>(lines_);
-  const Element* prefetch = static_cast<const Element*>(prefetch_);
   const int64_t word_step = static_cast<int64_t>(kParts<Panels, Element>) * width;
   for (int64_t k = 0; k < depth; k += kBlock) {
     const int rest = static_cast<int>(minimum(kBlock, depth - k));
@@ -135,10 +133,6 @@ void pack_along_k(const void* lines_, int64_t stride, int64_t, int count, int64_
       uint32_t* to = panel + k / Panels::k_step * width + group;
       Words w[kFloats];
       if (rest == kBlock) {
-        if (prefetch && here == kFloats) {
-          const Element* next = prefetch + group * stride + k;
-          HK_UNROLL for (int i = 0; i < kFloats; ++i, next += stride) __builtin_prefetch(next, 0, 2);
-        }
         HK_UNROLL for (int i = 0; i < kFloats; ++i) {
           w[i] = load_as<Words>(from);
           from += i + 1 < here ? stride : 0;  // past the last line: that line again
@@ -160,9 +154,8 @@ void pack_along_k(const void* lines_, int64_t stride, int64_t, int count, int64_
 // Lines that lie side by side: line stride 1. Vectors of lines run backwards, as above.
 template <typename Panels, typename Element>
 void pack_along_lines(const void* lines, int64_t stride, int64_t available, int count, int64_t depth, int width,
-                      uint32_t* panel, const void* prefetch_) {
+                      uint32_t* panel) {
   const Element* from = static_cast<const Element*>(lines);
-  const Element* prefetch = static_cast<const Element*>(prefetch_);
   const int last = (count - 1) / kFloats * kFloats;  // the last vector of lines
   const bool whole = available - last >= kFloats;    // all of it may be read
   for (int64_t k = 0; k < depth; k += Panels::k_step, from += Panels::k_step * stride, panel += width) {
@@ -177,9 +170,6 @@ void pack_along_lines(const void* lines, int64_t stride, int64_t available, int 
     }
     for (int group = whole ? last : last - kFloats; group >= 0; group -= kFloats)
       store_as(panel + group, one_step(Panels{}, from + group, next ? next + group : nullptr));
-    if (prefetch) {
-      for (int step = 0; step < Panels::k_step; ++step, prefetch += stride) __builtin_prefetch(prefetch, 0, 2);
-    }
   }
 }
 
@@ -193,19 +183,34 @@ HK_INLINE Floats multiply_add(PairPanels, Floats sum, Words a, Words b) {
 #endif
 
 template <typename Panels, int kRows>
+HK_INLINE void multiply_step(const uint32_t* a, const uint32_t* b, Floats (&sum)[kRows][kGemmVectors]) {
+  __builtin_prefetch(a + 512, 0, 3);  // 2 KiB ahead: the hardware stops at pages
+  Words columns[kGemmVectors];
+  HK_UNROLL for (int j = 0; j < kGemmVectors; ++j) columns[j] = load_as<Words>(b + j * kFloats);
+  HK_UNROLL for (int i = 0; i < kRows; ++i) {
+    Words row = splat_bits(a[i]);
+    HK_GEMM_KEEP(row);
+    HK_UNROLL for (int j = 0; j < kGemmVectors; ++j) sum[i][j] = multiply_add(Panels{}, sum[i][j], row, columns[j]);
+  }
+}
+
+template <typename Panels, int kRows>
 void multiply_rows(const uint32_t* a, const uint32_t* b, int64_t steps, float* sums, bool accumulate,
-                   const float* row_scales, const float* column_scales) {
+                   const float* row_scales, const float* column_scales, const GemmPrefetch* prefetch) {
   Floats sum[kRows][kGemmVectors] = {};
-  for (int64_t step = 0; step < steps; ++step, a += kRows, b += kGemmColumns) {
-    __builtin_prefetch(a + 512, 0, 3);  // 2 KiB ahead: the hardware stops at pages
-    Words columns[kGemmVectors];
-    HK_UNROLL for (int j = 0; j < kGemmVectors; ++j) columns[j] = load_as<Words>(b + j * kFloats);
-    HK_UNROLL for (int i = 0; i < kRows; ++i) {
-      Words row = splat_bits(a[i]);
-      HK_GEMM_KEEP(row);
-      HK_UNROLL for (int j = 0; j < kGemmVectors; ++j) sum[i][j] = multiply_add(Panels{}, sum[i][j], row, columns[j]);
+  int64_t step = 0;
+  if (prefetch) {  // one place a step, so that the multipliers never wait for a free miss slot
+    const char *line = prefetch->first, *place = line;
+    int64_t left = prefetch->runs;
+    for (; step < minimum(steps, prefetch->runs * prefetch->lines); ++step, a += kRows, b += kGemmColumns) {
+      __builtin_prefetch(place, 0, 2);
+      __builtin_prefetch(place + prefetch->second, 0, 2);
+      place += prefetch->stride;
+      if (--left == 0) place = line += 64, left = prefetch->runs;
+      multiply_step<Panels, kRows>(a, b, sum);
     }
   }
+  for (; step < steps; ++step, a += kRows, b += kGemmColumns) multiply_step<Panels, kRows>(a, b, sum);
   HK_UNROLL for (int i = 0; i < kRows; ++i) HK_UNROLL for (int j = 0; j < kGemmVectors; ++j) {
     float* to = sums + i * kGemmColumns + j * kFloats;
     Floats value = sum[i][j];
@@ -216,11 +221,11 @@ void multiply_rows(const uint32_t* a, const uint32_t* b, int64_t steps, float* s
 
 template <typename Panels>
 void multiply(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, float* sums, bool accumulate,
-              const float* row_scales, const float* column_scales) {
-#define HK_CASE(n)                                                                               \
-  case n:                                                                                        \
-    if constexpr (n <= kGemmRows)                                                                \
-      return multiply_rows<Panels, n>(a, b, steps, sums, accumulate, row_scales, column_scales); \
+              const float* row_scales, const float* column_scales, const GemmPrefetch* prefetch) {
+#define HK_CASE(n)                                                                                         \
+  case n:                                                                                                  \
+    if constexpr (n <= kGemmRows)                                                                          \
+      return multiply_rows<Panels, n>(a, b, steps, sums, accumulate, row_scales, column_scales, prefetch); \
     break;
   switch (rows) {
     HK_CASE(1)
