@@ -4,49 +4,13 @@
 #include <algorithm>
 #include <utility>
 
+#include "bindings/expert_arguments.h"
 #include "bindings/torch_glue.h"
 
 namespace hunyuan_kernels {
 namespace {
 
 constexpr std::initializer_list<ScalarType> kElements = {ScalarType::BFloat16, ScalarType::Float};
-
-cpu::Rows rows_of(const Tensor& matrix) {
-  return {matrix.mutable_data_ptr(), to_dtype(matrix.scalar_type()), matrix.size(0), matrix.size(1), matrix.stride(0)};
-}
-
-// [E, N, K] as it lies; one of the inner dimensions has to be contiguous.
-cpu::ExpertWeights expert_weights(const char* op, const char* argument, const Tensor& b, const char* shape) {
-  check_cpu(op, argument, b);
-  check_dtype(op, argument, b, kElements);
-  check_rank(op, argument, b, 3, shape);
-  const int64_t rows = b.size(1), columns = b.size(2);
-  cpu::ExpertWeights weights = {
-      b.mutable_data_ptr(), to_dtype(b.scalar_type()), b.size(0), rows, columns, b.stride(0), b.stride(1), b.stride(2)};
-  if (columns <= 1)
-    weights.column_stride = 1;
-  else if (rows <= 1 && b.stride(2) != 1)
-    weights.row_stride = 1;
-  check(weights.row_stride == 1 || weights.column_stride == 1, op, argument, "has strides [", b.stride(0), ", ",
-        b.stride(1), ", ", b.stride(2),
-        "]; one of the last two must be 1 (a transposed view is fine): call .contiguous()");
-  return weights;
-}
-
-cpu::ExpertWeights transposed(cpu::ExpertWeights weights) {
-  std::swap(weights.rows, weights.columns);
-  std::swap(weights.row_stride, weights.column_stride);
-  return weights;
-}
-
-// A matrix of activations [S, columns]; columns < 0: any.
-Tensor activations(const char* op, const char* argument, const Tensor& matrix, int64_t columns, const char* shape) {
-  check_cpu(op, argument, matrix);
-  check_dtype(op, argument, matrix, kElements);
-  check_rank(op, argument, matrix, 2, shape);
-  if (columns >= 0) check_shape(op, argument, matrix, {-1, columns}, shape);
-  return with_contiguous_rows(matrix);
-}
 
 void check_same_dtype(const char* op, const Tensor& a, const char* name, const Tensor& b) {
   check(a.scalar_type() == b.scalar_type(), op, name, "has dtype ", dtype_name(b.scalar_type()), ", but a has ",
@@ -71,8 +35,8 @@ Tensor multiply_rows(const char* op, const Tensor& a, const cpu::ExpertWeights& 
 Tensor grouped_gemm(const Tensor& a_, const Tensor& b_, const Tensor& expert_offsets,
                     std::optional<ScalarType> out_dtype) {
   const char* op = "grouped_gemm";
-  const auto b = expert_weights(op, "b", b_, "[E, N, K]");
-  const Tensor a = activations(op, "a", a_, b.columns, "[S, K]");
+  const auto b = expert_weights(op, "b", b_, kElements, "[E, N, K]");
+  const Tensor a = activations(op, "a", a_, kElements, b.columns, "[S, K]");
   check_same_dtype(op, a, "b", b_);
   return multiply_rows(op, a, b, expert_offsets, checked_out_dtype(op, out_dtype, a.scalar_type()));
 }
@@ -80,8 +44,8 @@ Tensor grouped_gemm(const Tensor& a_, const Tensor& b_, const Tensor& expert_off
 Tensor grouped_gemm_dgrad(const Tensor& grad_out_, const Tensor& b_, const Tensor& expert_offsets,
                           std::optional<ScalarType> out_dtype) {
   const char* op = "grouped_gemm_dgrad";
-  const auto b = expert_weights(op, "b", b_, "[E, N, K]");
-  const Tensor grad_out = activations(op, "grad_out", grad_out_, b.rows, "[S, N]");
+  const auto b = expert_weights(op, "b", b_, kElements, "[E, N, K]");
+  const Tensor grad_out = activations(op, "grad_out", grad_out_, kElements, b.rows, "[S, N]");
   return multiply_rows(op, grad_out, transposed(b), expert_offsets,
                        checked_out_dtype(op, out_dtype, grad_out.scalar_type()));
 }
@@ -103,8 +67,8 @@ void check_no_overlap(const char* op, const char* argument, const Tensor& tensor
 
 void weight_gradient(const char* op, const Tensor& grad_out_, const Tensor& a_, const Tensor& expert_offsets,
                      const cpu::ExpertWeights& grad_b, bool accumulate) {
-  const Tensor grad_out = activations(op, "grad_out", grad_out_, grad_b.rows, "[S, N]");
-  const Tensor a = activations(op, "a", a_, grad_b.columns, "[S, K]");
+  const Tensor grad_out = activations(op, "grad_out", grad_out_, kElements, grad_b.rows, "[S, N]");
+  const Tensor a = activations(op, "a", a_, kElements, grad_b.columns, "[S, K]");
   check_shape(op, "a", a, {grad_out.size(0), -1}, "[S, K]");
   const auto offsets = checked_expert_offsets(op, expert_offsets, grad_b.experts, a.size(0), "S");
   cpu::grouped_gemm_wgrad(cpu::microkernels(), torch_threads(), rows_of(grad_out), rows_of(a), offsets, grad_b,
@@ -121,14 +85,14 @@ Tensor grouped_gemm_wgrad(const Tensor& grad_out, const Tensor& a, const Tensor&
   check_dtype(op, "a", a, kElements);
   Tensor grad_b = empty({expert_offsets.size(0) - 1, grad_out.size(1), a.size(1)},
                         checked_out_dtype(op, out_dtype, a.scalar_type()), a);
-  weight_gradient(op, grad_out, a, expert_offsets, expert_weights(op, "grad_b", grad_b, "[E, N, K]"), false);
+  weight_gradient(op, grad_out, a, expert_offsets, expert_weights(op, "grad_b", grad_b, kElements, "[E, N, K]"), false);
   return grad_b;
 }
 
 void grouped_gemm_wgrad_(const Tensor& grad_b, const Tensor& grad_out, const Tensor& a, const Tensor& expert_offsets) {
   const char* op = "grouped_gemm_wgrad_";
   check_dtype(op, "grad_b", grad_b, {ScalarType::Float});
-  const auto weights = expert_weights(op, "grad_b", grad_b, "[E, N, K]");
+  const auto weights = expert_weights(op, "grad_b", grad_b, kElements, "[E, N, K]");
   check_no_overlap(op, "grad_b", grad_b);
   weight_gradient(op, grad_out, a, expert_offsets, weights, true);
 }
@@ -136,10 +100,10 @@ void grouped_gemm_wgrad_(const Tensor& grad_b, const Tensor& grad_out, const Ten
 // The common part of both forms; preactivation may be null.
 Tensor swiglu(const char* op, const Tensor& a_, const Tensor& gate_up_, const Tensor& expert_offsets,
               Tensor* preactivation) {
-  const auto gate_up = expert_weights(op, "gate_up", gate_up_, "[E, 2I, K]");
+  const auto gate_up = expert_weights(op, "gate_up", gate_up_, kElements, "[E, 2I, K]");
   check(gate_up.rows % 2 == 0, op, "gate_up", "has shape ", shape_text(gate_up_),
         "; dimension 1 must be even: I rows of gate, then I rows of up");
-  const Tensor a = activations(op, "a", a_, gate_up.columns, "[S, K]");
+  const Tensor a = activations(op, "a", a_, kElements, gate_up.columns, "[S, K]");
   check_same_dtype(op, a, "gate_up", gate_up_);
   const auto offsets = checked_expert_offsets(op, expert_offsets, gate_up.experts, a.size(0), "S");
   Tensor out = empty({a.size(0), gate_up.rows / 2}, a.scalar_type(), a);
@@ -166,8 +130,9 @@ std::tuple<Tensor, Tensor> grouped_swiglu_preactivation(const Tensor& a, const T
 
 Tensor swiglu_backward(const Tensor& grad_out_, const Tensor& preactivation_) {
   const char* op = "swiglu_backward";
-  const Tensor grad_out = activations(op, "grad_out", grad_out_, -1, "[S, I]");
-  const Tensor preactivation = activations(op, "preactivation", preactivation_, 2 * grad_out.size(1), "[S, 2I]");
+  const Tensor grad_out = activations(op, "grad_out", grad_out_, kElements, -1, "[S, I]");
+  const Tensor preactivation =
+      activations(op, "preactivation", preactivation_, kElements, 2 * grad_out.size(1), "[S, 2I]");
   check_shape(op, "preactivation", preactivation, {grad_out.size(0), -1}, "[S, 2I]");
   check(grad_out.scalar_type() == preactivation.scalar_type(), op, "preactivation", "has dtype ",
         dtype_name(preactivation.scalar_type()), ", but grad_out has ", dtype_name(grad_out.scalar_type()),

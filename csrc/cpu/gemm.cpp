@@ -14,7 +14,6 @@ namespace {
 constexpr int64_t kBlockSteps =
     kGemmMaxScaleBlock;              // steps of a k block: 32 KiB of b with 32 columns, next to 12 KiB of a in L1
 constexpr int64_t kBlockRows = 384;  // rows of a block, a multiple of every tile: 48 KiB of sums with 32 columns
-constexpr int64_t kMaxColumns = 32;  // widest tile of any instruction set
 constexpr int64_t kMaxLanes = 16;
 constexpr int64_t kDotSteps = 512;  // steps of a k block of dot products: 16 KiB for 8 rows of a, in L1
 constexpr int64_t kMaxDotRows = 8;
@@ -60,11 +59,11 @@ struct RowBlock {
 
 // What a thread needs for one tile, kept between calls: 100 KiB.
 struct alignas(64) Scratch {
-  uint32_t panel[kBlockSteps * kMaxColumns + kGemmPanelSlack];
-  float sums[kBlockRows * kMaxColumns];
-  float lanes[kMaxDotRows * kMaxColumns * kMaxLanes];
+  uint32_t panel[kBlockSteps * kGemmMaxColumns + kGemmPanelSlack];
+  float sums[kBlockRows * kGemmMaxColumns];
+  float lanes[kMaxDotRows * kGemmMaxColumns * kMaxLanes];
   float row_scales[kBlockRows];
-  float column_scales[kMaxColumns];
+  float column_scales[kGemmMaxColumns];
 };
 
 // One call of gemm(): what the tasks share.

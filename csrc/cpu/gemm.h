@@ -5,11 +5,10 @@
 // and an epilogue that puts the sums somewhere. Grouped GEMM, its two gradients, SwiGLU and the FP8 GEMMs are this with
 // other operands and epilogues. These vary independently:
 //
-//   element types      a packer for each (isa/gemm.inl): float32 and bfloat16. Another type, such as e4m3, needs an
-//                      expand() for each scheme that holds its values exactly, and a line in the packer tables.
+//   element types      a packer for each (isa/gemm.inl): float32, bfloat16 and e4m3, which expands exactly on the way
 //   order of operands  strides: each operand has one stride of 1, along k or across the lines
 //   multiplication     GemmScheme: fp32 words, or pairs of bf16 where the CPU has dot products and both types fit
-//   scales             per tensor, row or channel: in an epilogue, on the finished sums. For blocks along k:
+//   scales             per tensor, row or channel: in an epilogue, on the finished sums; blocks along k:
 //   GemmBlockScales epilogue           GemmEpilogue
 //
 // How the work is cut: rows in blocks, columns in panels of one tile's width, k in blocks. First the rows of a are
@@ -75,6 +74,7 @@ class GemmBlockScales {
 };
 
 constexpr int64_t kGemmMaxScaleBlock = 256;
+constexpr int64_t kGemmMaxColumns = 32;  // widest tile of any instruction set
 
 struct GemmProblem {
   GemmOperand a, b;

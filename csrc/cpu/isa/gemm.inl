@@ -45,6 +45,42 @@ HK_INLINE Words part(FloatPanels, const bfloat16*, Words words, int j) {
   return j == 0 ? words << 16 : words & 0xffff0000u;
 }
 HK_INLINE Words part(PairPanels, const bfloat16*, Words words, int) { return words; }
+HK_INLINE Words part(FloatPanels, const float8_e4m3fn*, Words words, int j) {
+  return expand_e4m3(words << (24 - 8 * j));
+}
+#if defined(__AVX512BF16__)
+// The upper and lower bytes of the bf16 values of the 128 magnitudes of e4m3.
+struct E4m3Tables {
+  alignas(64) uint8_t upper[128] = {}, lower[128] = {};
+  constexpr E4m3Tables() {
+    for (int magnitude = 0; magnitude < 128; ++magnitude) {
+      int exponent = magnitude >> 3, mantissa = magnitude & 7;
+      if (exponent == 0 && mantissa != 0) {  // subnormal: mantissa * 2^-9
+        exponent = 1;
+        for (; mantissa < 8; mantissa *= 2) --exponent;
+        mantissa -= 8;
+      } else if (magnitude == 0) {
+        exponent = -120;
+      }
+      const int bits = magnitude == 127 ? 0x7fc0 : ((exponent + 120) << 7) | (mantissa << 4);
+      upper[magnitude] = static_cast<uint8_t>(bits >> 8);
+      lower[magnitude] = static_cast<uint8_t>(bits);
+    }
+  }
+};
+constexpr E4m3Tables e4m3_tables;
+
+// Two bf16 from the bytes 2j and 2j + 1 of each word, exact.
+HK_INLINE Words part(PairPanels, const float8_e4m3fn*, Words words, int j) {
+  // one e4m3 in every 16 bits, in the lower byte
+  const Words spread = (words >> (16 * j) & 0xffu) | (words >> (16 * j) & 0xff00u) << 8;
+  const __m512i index = (__m512i)spread;
+  const auto look_up = [&](const uint8_t* table) {
+    return (Words)_mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+  };
+  return look_up(e4m3_tables.lower) | look_up(e4m3_tables.upper) << 8 | (spread & 0x00800080u) << 8;
+}
+#endif
 
 template <typename Panels, typename Element>
 HK_INLINE void expand(Words words, uint32_t* panel, int width) {
@@ -61,6 +97,10 @@ HK_INLINE Words one_step(FloatPanels, const Element* first, const Element*) {
 HK_INLINE Words one_step(PairPanels, const bfloat16* first, const bfloat16* second) {
   Words words = widen(load_as<Halves>(first));
   return second ? words | (widen(load_as<Halves>(second)) << 16) : words;
+}
+HK_INLINE Words one_step(PairPanels, const float8_e4m3fn* first, const float8_e4m3fn* second) {
+  const Words words = one_step(FloatPanels{}, first, second) >> 16;
+  return second ? words | (one_step(FloatPanels{}, second, second) & 0xffff0000u) : words;
 }
 
 // ---- packers -------------------------------------------------------------------------------------------------------
@@ -280,6 +320,8 @@ GemmPack float_packer(DType dtype, bool along_k) {
     case DType::float32: return along_k ? pack_along_k<FloatPanels, float> : pack_along_lines<FloatPanels, float>;
     case DType::bfloat16:
       return along_k ? pack_along_k<FloatPanels, bfloat16> : pack_along_lines<FloatPanels, bfloat16>;
+    case DType::float8_e4m3fn:
+      return along_k ? pack_along_k<FloatPanels, float8_e4m3fn> : pack_along_lines<FloatPanels, float8_e4m3fn>;
     default: return nullptr;
   }
 }
@@ -290,6 +332,8 @@ constexpr GemmScheme float_scheme = {
 
 #if defined(__AVX512BF16__)
 GemmPack pair_packer(DType dtype, bool along_k) {
+  if (dtype == DType::float8_e4m3fn)
+    return along_k ? pack_along_k<PairPanels, float8_e4m3fn> : pack_along_lines<PairPanels, float8_e4m3fn>;
   if (dtype != DType::bfloat16) return nullptr;
   return along_k ? pack_along_k<PairPanels, bfloat16> : pack_along_lines<PairPanels, bfloat16>;
 }

@@ -19,6 +19,13 @@ HK_INLINE uint32_t panel_word(FloatPanels, const bfloat16* a, int64_t, int64_t) 
 HK_INLINE uint32_t panel_word(PairPanels, const bfloat16* a, int64_t k_stride, int64_t left) {
   return *a | (left > 1 ? uint32_t{a[k_stride]} << 16 : 0u);
 }
+HK_INLINE uint32_t panel_word(FloatPanels, const float8_e4m3fn* a, int64_t, int64_t) {
+  return expand_e4m3(splat_bits(uint32_t{*a} << 24))[0];
+}
+HK_INLINE uint32_t panel_word(PairPanels, const float8_e4m3fn* a, int64_t k_stride, int64_t left) {
+  const uint32_t first = panel_word(FloatPanels{}, a, k_stride, 1) >> 16;
+  return left > 1 ? first | (panel_word(FloatPanels{}, a + k_stride, k_stride, 1) & 0xffff0000u) : first;
+}
 
 template <typename Panels, typename ElementA, typename ElementB>
 void pack_dot_row(const void* row_, int64_t k_stride, int64_t depth, uint32_t* packed) {
@@ -139,6 +146,7 @@ GemmDot dot_for(DType b) {
       if constexpr (Panels::k_step == 1) return dot_of<Panels, ElementA, float>();
       break;
     case DType::bfloat16: return dot_of<Panels, ElementA, bfloat16>();
+    case DType::float8_e4m3fn: return dot_of<Panels, ElementA, float8_e4m3fn>();
     default: break;
   }
   return {};
@@ -148,10 +156,17 @@ GemmDot float_dot(DType a, DType b) {
   switch (a) {
     case DType::float32: return dot_for<FloatPanels, float>(b);
     case DType::bfloat16: return dot_for<FloatPanels, bfloat16>(b);
+    case DType::float8_e4m3fn: return dot_for<FloatPanels, float8_e4m3fn>(b);
     default: return {};
   }
 }
 
 #if defined(__AVX512BF16__)
-GemmDot pair_dot(DType a, DType b) { return a == DType::bfloat16 ? dot_for<PairPanels, bfloat16>(b) : GemmDot{}; }
+GemmDot pair_dot(DType a, DType b) {
+  switch (a) {
+    case DType::bfloat16: return dot_for<PairPanels, bfloat16>(b);
+    case DType::float8_e4m3fn: return dot_for<PairPanels, float8_e4m3fn>(b);
+    default: return {};
+  }
+}
 #endif

@@ -59,14 +59,15 @@ HK_INLINE void store(bfloat16* to, Floats v) {
   store_as(to, narrow_to_halves(rounded));
 }
 
-// e4m3 -> fp32, exact for all 256 patterns (NaN for S.1111.111): the magnitude's bits shifted into place are the value
-// times 2^-120, also for subnormals.
+// e4m3 -> fp32, exact for all 256 patterns (NaN for S.1111.111); the byte is the upper one of each word. The
+// magnitude's bits shifted into place are the value times 2^-120, also for subnormals.
+HK_INLINE Words expand_e4m3(Words upper_bytes) {
+  const Words bits = (Words)((Ints)upper_bytes >> 4) & 0x87f00000u;
+  const Words value = as_words(as_floats(bits) * 0x1p120f);
+  return select((bits & 0x07f00000u) == 0x07f00000u, value | 0x7fc00000u, value);
+}
 HK_INLINE Floats load(const float8_e4m3fn* from) {
-  Words bytes = widen(load_as<Bytes>(from));
-  Words magnitude = bytes & 0x7fu;
-  Floats value = as_floats(magnitude << 20) * 0x1p120f;
-  Words bits = select(magnitude == 0x7fu, splat_bits(0x7fc00000u), as_words(value));
-  return as_floats(bits | ((bytes & 0x80u) << 24));
+  return as_floats(expand_e4m3(widen(load_as<Bytes>(from)) << 24));
 }
 // fp32 -> e4m3: round to nearest even, saturating (infinity too), NaN -> S.1111.111.
 HK_INLINE void store(float8_e4m3fn* to, Floats v) {

@@ -1,0 +1,59 @@
+#include "bindings/expert_arguments.h"
+
+namespace hunyuan_kernels {
+namespace {
+
+cpu::ExpertWeights weights_in_place(const char* op, const char* argument, const Tensor& b, int64_t experts,
+                                    int64_t expert_stride) {
+  const int64_t d = b.dim() - 2, rows = b.size(d), columns = b.size(d + 1);
+  cpu::ExpertWeights weights = {
+      b.mutable_data_ptr(), to_dtype(b.scalar_type()), experts, rows, columns, expert_stride, b.stride(d),
+      b.stride(d + 1)};
+  if (columns <= 1)
+    weights.column_stride = 1;
+  else if (rows <= 1 && weights.column_stride != 1)
+    weights.row_stride = 1;
+  check(weights.row_stride == 1 || weights.column_stride == 1, op, argument, "has strides ",
+        shape_text(std::vector<int64_t>(b.strides().begin(), b.strides().end())),
+        "; one of the last two must be 1 (a transposed view is fine): call .contiguous()");
+  return weights;
+}
+
+}  // namespace
+
+cpu::Rows rows_of(const Tensor& matrix) {
+  return {matrix.mutable_data_ptr(), to_dtype(matrix.scalar_type()), matrix.size(0), matrix.size(1), matrix.stride(0)};
+}
+
+cpu::ExpertWeights expert_weights(const char* op, const char* argument, const Tensor& b, DTypes dtypes,
+                                  const char* shape) {
+  check_cpu(op, argument, b);
+  check_dtype(op, argument, b, dtypes);
+  check_rank(op, argument, b, 3, shape);
+  return weights_in_place(op, argument, b, b.size(0), b.stride(0));
+}
+
+cpu::ExpertWeights matrix_weights(const char* op, const char* argument, const Tensor& b, DTypes dtypes,
+                                  const char* shape) {
+  check_cpu(op, argument, b);
+  check_dtype(op, argument, b, dtypes);
+  check_rank(op, argument, b, 2, shape);
+  return weights_in_place(op, argument, b, 1, 0);
+}
+
+cpu::ExpertWeights transposed(cpu::ExpertWeights weights) {
+  std::swap(weights.rows, weights.columns);
+  std::swap(weights.row_stride, weights.column_stride);
+  return weights;
+}
+
+Tensor activations(const char* op, const char* argument, const Tensor& matrix, DTypes dtypes, int64_t columns,
+                   const char* shape) {
+  check_cpu(op, argument, matrix);
+  check_dtype(op, argument, matrix, dtypes);
+  check_rank(op, argument, matrix, 2, shape);
+  if (columns >= 0) check_shape(op, argument, matrix, {-1, columns}, shape);
+  return with_contiguous_rows(matrix);
+}
+
+}  // namespace hunyuan_kernels

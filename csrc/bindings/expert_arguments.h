@@ -1,0 +1,24 @@
+// Arguments that the grouped GEMMs share: activations [S, K] and weights [E, N, K].
+#pragma once
+#include "bindings/torch_glue.h"
+#include "cpu/grouped_gemm.h"
+
+namespace hunyuan_kernels {
+
+using DTypes = std::initializer_list<ScalarType>;
+
+cpu::Rows rows_of(const Tensor& matrix);
+
+// [E, N, K] as it lies; one of the inner dimensions has to be contiguous. matrix_weights: [N, K], as one expert.
+cpu::ExpertWeights expert_weights(const char* op, const char* argument, const Tensor& b, DTypes dtypes,
+                                  const char* shape);
+cpu::ExpertWeights matrix_weights(const char* op, const char* argument, const Tensor& b, DTypes dtypes,
+                                  const char* shape);
+
+cpu::ExpertWeights transposed(cpu::ExpertWeights weights);
+
+// A matrix of activations [S, columns]; columns < 0: any.
+Tensor activations(const char* op, const char* argument, const Tensor& matrix, DTypes dtypes, int64_t columns,
+                   const char* shape);
+
+}  // namespace hunyuan_kernels

@@ -1,0 +1,263 @@
+"""GEMMs with FP8 (e4m3) operands, dequantization fused: dense and grouped by expert.
+
+e4m3 values are expanded on their way to the multiplication; no dequantized operand is ever written. Products of two
+e4m3 values are exact in fp32, sums are accumulated in fp32, and scales are applied in fp32: to the finished sums, or
+with blocks along K to the sum of each 128 of K. ``docs/numerics.md`` has the table of scales.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels.ops.quantize import activation_scale
+
+_E4M3 = torch.float8_e4m3fn
+
+
+def fp8_gemm(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, *, out_dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """``out = (a_scale a) @ (b_scale b).T`` with e4m3 operands.
+
+    Args:
+        a: ``[M, K]`` float8_e4m3fn. Rows may have any stride; other layouts are copied.
+        b: ``[N, K]`` float8_e4m3fn, read in place: the stride along K or the one along N must be 1.
+        a_scale: float32, any strides: ``[]`` or ``[1]`` per tensor, ``[M]`` per row, or ``[M, ceil(K / 128)]`` for
+            blocks of 1 x 128.
+        b_scale: float32, any strides: ``[]`` or ``[1]`` per tensor, ``[N]`` per channel, or
+            ``[ceil(N / 128), ceil(K / 128)]`` for blocks of 128 x 128. Any combination with ``a_scale`` is fine, and so
+            are partial blocks at the edges.
+        out_dtype: bfloat16 or float32.
+
+    Returns:
+        ``[M, N]`` in ``out_dtype``.
+
+    Raises:
+        RuntimeError: a wrong dtype (float8_e4m3fnuz and float8_e5m2 included), device, rank or shape, a scale of a
+            shape that is not listed, weights without a unit stride.
+
+    Not differentiable. Source of the recipes: DeepSeek-V3, arXiv 2412.19437, section 3.3.
+    """
+    return ops.fp8_gemm(a, b, a_scale, b_scale, out_dtype)
+
+
+def fp8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Weight-only FP8: ``x @ (weight_scale weight).T + bias`` with e4m3 weights and bf16 or fp32 activations.
+
+    Args:
+        x: ``[..., K]`` bfloat16 or float32.
+        weight: ``[N, K]`` float8_e4m3fn, read in place as ``b`` of :func:`fp8_gemm`. All 256 patterns are expanded
+            exactly, NaN included.
+        weight_scale: float32: ``[]`` or ``[1]``, ``[N]``, or ``[ceil(N / 128), ceil(K / 128)]``.
+        bias: ``[N]`` in the dtype of ``x``.
+
+    Returns:
+        ``[..., N]`` in the dtype of ``x``.
+
+    Raises:
+        RuntimeError: a wrong dtype, device, rank or shape, a scale of a shape that is not listed.
+
+    Differentiable with respect to ``x`` and ``bias``; weights and scales are constants. Under autocast ``x`` is cast to
+    bfloat16.
+    """
+    torch._check(x.dim() >= 1, lambda: "fp8_linear: x has no dimensions; required: [..., K]")
+    # register_autocast would cast the e4m3 weights, too
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    out = ops.fp8_linear(x.reshape(-1, x.shape[-1]), weight, weight_scale)
+    out = out.reshape(*x.shape[:-1], weight.shape[0])
+    return out if bias is None else out + bias
+
+
+def grouped_gemm_fp8(
+    a: Tensor,
+    b: Tensor,
+    expert_offsets: Tensor,
+    a_scale: Tensor | None,
+    b_scale: Tensor,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """:func:`grouped_gemm` with e4m3 weights: ``out[r] = (a_scale a[r]) @ (b_scale b[e]).T`` for the rows of group e.
+
+    Args:
+        a: ``[S, K]`` float8_e4m3fn, or bfloat16 or float32 for FP8 weights alone.
+        b: ``[E, N, K]`` float8_e4m3fn, read in place: the stride along K or the one along N must be 1.
+        expert_offsets: int32 ``[E + 1]``, as in :func:`grouped_gemm`.
+        a_scale: float32: ``[]`` or ``[1]`` (a static scale), ``[S]`` per row, or ``[S, ceil(K / 128)]`` for blocks of
+            1 x 128; None when ``a`` is not FP8.
+        b_scale: float32: ``[E]``, ``[E, N]`` per channel, or ``[E, ceil(N / 128), ceil(K / 128)]``.
+        out_dtype: bfloat16 or float32.
+
+    Returns:
+        ``[S, N]`` in ``out_dtype``, with zeros at and past row ``expert_offsets[E]``.
+
+    Raises:
+        RuntimeError: as :func:`fp8_gemm`, and (on the CPU) wrong offsets.
+
+    Not differentiable.
+    """
+    return ops.grouped_gemm_fp8(a, b, expert_offsets, a_scale, b_scale, out_dtype)
+
+
+def grouped_swiglu_fp8(
+    a: Tensor,
+    gate_up: Tensor,
+    expert_offsets: Tensor,
+    a_scale: Tensor | None,
+    b_scale: Tensor,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out_scale: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`grouped_swiglu` with e4m3 weights, and on request an e4m3 result for the next GEMM.
+
+    Args:
+        a: ``[S, K]`` float8_e4m3fn, or bfloat16 or float32 for FP8 weights alone.
+        gate_up: ``[E, 2I, K]`` float8_e4m3fn: I rows of gate, then I rows of up.
+        expert_offsets: int32 ``[E + 1]``, as in :func:`grouped_gemm`.
+        a_scale: as in :func:`grouped_gemm_fp8`.
+        b_scale: float32: ``[E]``; ``[E, 2]``, gate and up scaled apart as in Hunyuan's published checkpoints;
+            ``[E, 2I]`` per channel; ``[E, 2, ceil(I / 128), ceil(K / 128)]``, blocks of each half, so that I need not
+            divide by 128; or, where it does, ``[E, 2I / 128, ceil(K / 128)]``.
+        out_dtype: bfloat16, float32, or float8_e4m3fn: then the fp32 result is quantized as by :func:`quantize_fp8`.
+        out_scale: for float8_e4m3fn: one float32 element, a static scale; None for fresh scales of 1 x 128 blocks.
+
+    Returns:
+        ``[S, I]`` in ``out_dtype``, with zeros at and past row ``expert_offsets[E]``. For float8_e4m3fn a pair of that
+        and its scale: ``[]``, or ``[S, ceil(I / 128)]``, M-major.
+
+    Raises:
+        RuntimeError: as :func:`grouped_gemm_fp8`; an odd number of rows of ``gate_up``; an ``out_scale`` of more than
+            one element.
+        ValueError: ``out_scale`` without ``out_dtype=torch.float8_e4m3fn``.
+
+    Not differentiable.
+    """
+    if out_dtype == _E4M3:
+        q, scale = ops.grouped_swiglu_fp8_quantized(a, gate_up, expert_offsets, a_scale, b_scale, out_scale)
+        return q, scale
+    if out_scale is not None:
+        raise ValueError(
+            f"grouped_swiglu_fp8: out_scale is given with out_dtype {out_dtype}; allowed with torch.float8_e4m3fn only"
+        )
+    return ops.grouped_swiglu_fp8(a, gate_up, expert_offsets, a_scale, b_scale, out_dtype)
+
+
+# ---- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def _check_weights(op: str, name: str, weights: Tensor, rank: int) -> None:
+    torch._check(weights.dtype == _E4M3, lambda: f"{op}: {name} has dtype {weights.dtype}; allowed: float8_e4m3fn")
+    torch._check(
+        weights.dim() == rank, lambda: f"{op}: {name} has shape {list(weights.shape)}; {rank} dimensions are required"
+    )
+
+
+def _check_activations(op: str, name: str, a: Tensor, columns: Any) -> None:
+    torch._check(a.dim() == 2, lambda: f"{op}: {name} has shape {list(a.shape)}; 2 dimensions are required")
+    torch._check(
+        a.shape[1] == columns, lambda: f"{op}: {name} has shape {list(a.shape)}; {columns} columns are required"
+    )
+
+
+def _check_out_dtype(op: str, out_dtype: torch.dtype) -> None:
+    torch._check(
+        out_dtype in (torch.bfloat16, torch.float32),
+        lambda: f"{op}: out_dtype is {out_dtype}; allowed: bfloat16, float32",
+    )
+
+
+@torch.library.register_fake(qualified("fp8_gemm"))
+def _(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
+    _check_weights("fp8_gemm", "b", b, 2)
+    _check_activations("fp8_gemm", "a", a, b.shape[1])
+    _check_out_dtype("fp8_gemm", out_dtype)
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype)
+
+
+@torch.library.register_fake(qualified("fp8_linear"))
+def _(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    _check_weights("fp8_linear", "weight", weight, 2)
+    _check_activations("fp8_linear", "x", x, weight.shape[1])
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+@torch.library.register_fake(qualified("fp8_linear_dgrad"))
+def _(grad_out: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    return grad_out.new_empty((grad_out.shape[0], weight.shape[1]))
+
+
+@torch.library.register_fake(qualified("grouped_gemm_fp8"))
+def _(
+    a: Tensor, b: Tensor, expert_offsets: Tensor, a_scale: Tensor | None, b_scale: Tensor, out_dtype: torch.dtype
+) -> Tensor:
+    _check_weights("grouped_gemm_fp8", "b", b, 3)
+    _check_activations("grouped_gemm_fp8", "a", a, b.shape[2])
+    _check_out_dtype("grouped_gemm_fp8", out_dtype)
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
+
+
+@torch.library.register_fake(qualified("grouped_swiglu_fp8"))
+def _(
+    a: Tensor,
+    gate_up: Tensor,
+    expert_offsets: Tensor,
+    a_scale: Tensor | None,
+    b_scale: Tensor,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    _check_weights("grouped_swiglu_fp8", "gate_up", gate_up, 3)
+    _check_activations("grouped_swiglu_fp8", "a", a, gate_up.shape[2])
+    _check_out_dtype("grouped_swiglu_fp8", out_dtype)
+    return a.new_empty((a.shape[0], gate_up.shape[1] // 2), dtype=out_dtype)
+
+
+@torch.library.register_fake(qualified("grouped_swiglu_fp8_quantized"))
+def _(
+    a: Tensor,
+    gate_up: Tensor,
+    expert_offsets: Tensor,
+    a_scale: Tensor | None,
+    b_scale: Tensor,
+    out_scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    _check_weights("grouped_swiglu_fp8", "gate_up", gate_up, 3)
+    _check_activations("grouped_swiglu_fp8", "a", a, gate_up.shape[2])
+    rows, columns = a.shape[0], gate_up.shape[1] // 2
+    q = a.new_empty((rows, columns), dtype=_E4M3)
+    if out_scale is not None:
+        return q, a.new_empty((), dtype=torch.float32)
+    return q, activation_scale(a, rows, (columns + 127) // 128)
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+    weight, scale = ctx.saved_tensors
+    if scale.dim() == 1 and scale.shape[0] != 1:  # per channel: a factor of the columns of grad, in fp32
+        exact = ops.fp8_linear_dgrad(grad.float() * scale, weight, torch.ones_like(scale[:1]))
+        return exact.to(grad.dtype), None, None
+    return ops.fp8_linear_dgrad(grad, weight, scale), None, None
+
+
+def _no_gradient(op: str) -> Any:
+    def backward(*_: Any) -> NoReturn:
+        raise RuntimeError(
+            f"{op}: an input requires a gradient, but FP8 GEMMs have none; train with the bf16 or fp32 ops, or pass "
+            "detached tensors"
+        )
+
+    return backward
+
+
+torch.library.register_autograd(qualified("fp8_linear"), _linear_backward, setup_context=_linear_setup)
+for _name in ("fp8_gemm", "grouped_gemm_fp8", "grouped_swiglu_fp8", "grouped_swiglu_fp8_quantized"):
+    torch.library.register_autograd(qualified(_name), _no_gradient(_name.removesuffix("_quantized")))
