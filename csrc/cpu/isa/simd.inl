@@ -66,9 +66,7 @@ HK_INLINE Words expand_e4m3(Words upper_bytes) {
   const Words value = as_words(as_floats(bits) * 0x1p120f);
   return select((bits & 0x07f00000u) == 0x07f00000u, value | 0x7fc00000u, value);
 }
-HK_INLINE Floats load(const float8_e4m3fn* from) {
-  return as_floats(expand_e4m3(widen(load_as<Bytes>(from)) << 24));
-}
+HK_INLINE Floats load(const float8_e4m3fn* from) { return as_floats(expand_e4m3(widen(load_as<Bytes>(from)) << 24)); }
 // fp32 -> e4m3: round to nearest even, saturating (infinity too), NaN -> S.1111.111.
 HK_INLINE void store(float8_e4m3fn* to, Floats v) {
   Words bits = as_words(v), sign = (bits >> 24) & 0x80u, magnitude = bits & 0x7fffffffu;
