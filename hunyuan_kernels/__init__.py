@@ -2,10 +2,14 @@
 
 from hunyuan_kernels._version import __version__
 from hunyuan_kernels.ops import (
+    Experts,
+    Fp8Experts,
     Routing,
+    SharedExpert,
     combine,
     dispatch,
     dispatch_fp8,
+    expert_mlp,
     fp8_gemm,
     fp8_linear,
     grouped_gemm,
@@ -14,17 +18,22 @@ from hunyuan_kernels.ops import (
     grouped_swiglu,
     grouped_swiglu_fp8,
     load_balancing_loss,
+    moe,
     quantize_fp8,
     route,
     routing_from_ids,
 )
 
 __all__ = [
+    "Experts",
+    "Fp8Experts",
     "Routing",
+    "SharedExpert",
     "__version__",
     "combine",
     "dispatch",
     "dispatch_fp8",
+    "expert_mlp",
     "fp8_gemm",
     "fp8_linear",
     "grouped_gemm",
@@ -33,6 +42,7 @@ __all__ = [
     "grouped_swiglu",
     "grouped_swiglu_fp8",
     "load_balancing_loss",
+    "moe",
     "quantize_fp8",
     "route",
     "routing_from_ids",

@@ -1,0 +1,178 @@
+"""The whole mixture-of-experts layer, composed of the package's operators."""
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
+from hunyuan_kernels.ops.fp8_gemm import grouped_gemm_fp8, grouped_swiglu_fp8
+from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_swiglu
+from hunyuan_kernels.ops.quantize import quantize_fp8
+from hunyuan_kernels.ops.routing import Routing, route
+
+ACTIVATIONS = ("none", "static", "block_1x128")
+
+
+class Experts(NamedTuple):
+    """Weights of E SwiGLU experts: ``gate_up`` [E, 2I, H] (gate rows, then up rows) and ``down`` [E, H, I]."""
+
+    gate_up: Tensor
+    down: Tensor
+
+
+class Fp8Experts(NamedTuple):
+    """Weights of E SwiGLU experts in e4m3, with their scales.
+
+    ``gate_up`` [E, 2I, H] and ``down`` [E, H, I] are float8_e4m3fn; ``gate_up_scale`` and ``down_scale`` as
+    :func:`grouped_swiglu_fp8` and :func:`grouped_gemm_fp8` take them. ``activations`` says what the GEMMs read:
+
+    * ``"none"``: bf16 or fp32 activations, only the weights are FP8.
+    * ``"static"``: e4m3 activations under the fixed scales ``input_scale`` and ``intermediate_scale`` (fp32 scalars),
+      the published form of Hunyuan's FP8 checkpoints.
+    * ``"block_1x128"``: e4m3 activations with fresh scales of 1 x 128.
+    """
+
+    gate_up: Tensor
+    down: Tensor
+    gate_up_scale: Tensor
+    down_scale: Tensor
+    activations: str = "none"
+    input_scale: Tensor | None = None
+    intermediate_scale: Tensor | None = None
+
+
+class SharedExpert(NamedTuple):
+    """Weights of the SwiGLU expert that every token passes: ``gate_up`` [2I, H] and ``down`` [H, I]."""
+
+    gate_up: Tensor
+    down: Tensor
+
+
+def _one_group(rows: int, like: Tensor) -> Tensor:
+    """Offsets of one expert that owns all rows, made on the device (no copy from the host)."""
+    return torch.arange(2, dtype=torch.int32, device=like.device) * rows
+
+
+def _dense_mlp(x: Tensor, expert: SharedExpert) -> Tensor:
+    offsets = _one_group(x.shape[0], x)
+    hidden = grouped_swiglu(x, expert.gate_up.unsqueeze(0), offsets)
+    return grouped_gemm(hidden, expert.down.unsqueeze(0), offsets)
+
+
+def _fp8_experts(x: Tensor, routing: Routing, experts: Fp8Experts) -> Tensor:
+    offsets = routing.expert_offsets
+    if experts.activations == "none":
+        hidden = grouped_swiglu_fp8(
+            dispatch(x, routing), experts.gate_up, offsets, None, experts.gate_up_scale, out_dtype=x.dtype
+        )
+        return grouped_gemm_fp8(
+            cast(Tensor, hidden), experts.down, offsets, None, experts.down_scale, out_dtype=x.dtype
+        )
+    if experts.activations == "static":
+        q, scale = quantize_fp8(x, "tensor", experts.input_scale)
+        rows = dispatch(q, routing)
+    else:
+        rows, scale = dispatch_fp8(x, routing)
+    hidden, hidden_scale = grouped_swiglu_fp8(
+        rows,
+        experts.gate_up,
+        offsets,
+        scale,
+        experts.gate_up_scale,
+        out_dtype=torch.float8_e4m3fn,
+        out_scale=experts.intermediate_scale,
+    )
+    return grouped_gemm_fp8(hidden, experts.down, offsets, hidden_scale, experts.down_scale, out_dtype=x.dtype)
+
+
+def _check_fp8_experts(experts: Fp8Experts) -> None:
+    if experts.activations not in ACTIVATIONS:
+        allowed = ", ".join(repr(a) for a in ACTIVATIONS)
+        raise ValueError(f"moe: experts.activations is {experts.activations!r}; allowed: {allowed}")
+    scales = {"input_scale": experts.input_scale, "intermediate_scale": experts.intermediate_scale}
+    for name, scale in scales.items():
+        if (scale is not None) != (experts.activations == "static"):
+            state = "missing" if scale is None else "given"
+            raise ValueError(
+                f"moe: experts.{name} is {state} with activations={experts.activations!r}; static scales are required "
+                "with 'static' and allowed with nothing else"
+            )
+
+
+def moe(
+    x: Tensor,
+    gate: Tensor,
+    experts: Experts | Fp8Experts | tuple[Tensor, Tensor],
+    shared: SharedExpert | tuple[Tensor, Tensor] | None = None,
+    *,
+    top_k: int = 1,
+    capacity: int | None = None,
+    overflow: str = "recycle",
+    seed: int | Tensor | None = None,
+    renormalize: bool | None = None,
+    num_tokens: Tensor | None = None,
+    residual: Tensor | None = None,
+    return_routing: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Routing]:
+    r"""Mixture-of-experts layer of Hunyuan-Large: shared expert plus routed experts.
+
+    .. math:: y_t = \mathrm{shared}(x_t) + \sum_j w_{tj}\, \mathrm{expert}_{e_{tj}}(x_t) + \mathrm{residual}_t,
+        \qquad \mathrm{expert}(x) = W_{down}\,(\mathrm{SiLU}(W_{gate} x) \cdot W_{up} x)
+
+    as in ``HunYuanMoE`` of Tencent's released modeling code. The shared expert is not weighted. A token whose
+    assignment was dropped gets the shared expert and the residual only. Composed of :func:`route`, :func:`dispatch`,
+    :func:`grouped_swiglu`, :func:`grouped_gemm` and :func:`combine` (their FP8 forms for :class:`Fp8Experts`), so it
+    is differentiable where they are, and compiles with ``torch.compile(fullgraph=True)``.
+
+    Args:
+        x: ``[..., H]`` bf16 or fp32, the layer's input.
+        gate: ``[E, H]`` router weight. The logits are computed in its dtype: fp32 in Tencent's code.
+        experts: ``(gate_up [E, 2I, H], down [E, H, I])`` in the dtype of ``x``, or :class:`Fp8Experts`.
+        shared: ``(gate_up [2J, H], down [H, J])`` of the shared expert, in the dtype of ``x``.
+        top_k, capacity, overflow, seed, renormalize, num_tokens: as :func:`route` takes them; ``capacity`` in tokens
+            for each expert, None never drops.
+        residual: ``[..., H]`` added in the same pass as the shared expert.
+        return_routing: also return what :func:`load_balancing_loss` and statistics need.
+
+    Returns:
+        y ``[..., H]`` in the dtype of ``x``; with ``return_routing`` the tuple ``(y, logits, routing)``: the router's
+        logits ``[T, E]`` (T the product of the leading dimensions) and the :class:`Routing`.
+
+    Raises:
+        RuntimeError, ValueError: shapes or dtypes that do not fit, named by the op that found them.
+    """
+    if gate.dim() != 2 or x.dim() < 1 or gate.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"moe: gate has shape {list(gate.shape)} and x {list(x.shape)}; required: gate [E, H] and x [..., H]"
+        )
+    tokens = x.reshape(-1, x.shape[-1])
+    logits = F.linear(tokens.to(gate.dtype), gate)
+    routing = route(
+        logits,
+        top_k,
+        capacity=capacity,
+        overflow=overflow,
+        seed=seed,
+        renormalize=renormalize,
+        num_tokens=num_tokens,
+    )
+    y = expert_mlp(tokens, routing, experts)
+    shared_out = None if shared is None else _dense_mlp(tokens, SharedExpert(*shared))
+    flat_residual = None if residual is None else residual.reshape(tokens.shape)
+    out = combine(y, routing, shared_out, flat_residual).reshape(x.shape)
+    return (out, logits, routing) if return_routing else out
+
+
+def expert_mlp(x: Tensor, routing: Routing, experts: Experts | Fp8Experts | tuple[Tensor, Tensor]) -> Tensor:
+    """The routed experts alone: ``[T, H]`` tokens to ``[S, H]`` expert outputs, ready for :func:`combine`.
+
+    For a router of someone else's: ``combine(expert_mlp(x, r, experts), r)`` with ``r = routing_from_ids(...)``.
+    """
+    if isinstance(experts, Fp8Experts):
+        _check_fp8_experts(experts)
+        return _fp8_experts(x, routing, experts)
+    gate_up, down = experts
+    hidden = grouped_swiglu(dispatch(x, routing), gate_up, routing.expert_offsets)
+    return grouped_gemm(hidden, down, routing.expert_offsets)

@@ -1,0 +1,37 @@
+"""Specification of :func:`hunyuan_kernels.moe`: every token by itself, in fp64, with no dispatch at all."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def swiglu_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """``W_down (SiLU(W_gate x) * W_up x)`` for rows x [M, H], gate_up [2I, H] (gate, then up) and down [H, I]."""
+    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, down)
+
+
+def moe_from_routing(
+    x: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    experts: tuple[Tensor, Tensor],
+    shared: tuple[Tensor, Tensor] | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``shared(x_t) + sum_j w_tj expert_{e_tj}(x_t) + residual_t`` over the assignments with a row.
+
+    x [T, H]; expert_ids, weights, rows [T, k]; everything is computed in fp64 and returned so.
+    """
+    x64 = x.double()
+    y = torch.zeros_like(x64)
+    gate_up, down = (w.double() for w in experts)
+    for e in range(gate_up.shape[0]):
+        token, choice = torch.nonzero((expert_ids == e) & (rows >= 0), as_tuple=True)
+        y.index_add_(0, token, weights[token, choice, None].double() * swiglu_mlp(x64[token], gate_up[e], down[e]))
+    if shared is not None:
+        y = y + swiglu_mlp(x64, shared[0].double(), shared[1].double())
+    if residual is not None:
+        y = y + residual.double()
+    return y

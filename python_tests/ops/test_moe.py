@@ -1,0 +1,124 @@
+"""The whole layer against its specification, which computes every token by itself in fp64."""
+
+import pytest
+import torch
+
+import hunyuan_kernels as hk
+from hunyuan_kernels.reference.moe import moe_from_routing
+
+TOKENS, EXPERTS, HIDDEN, INTERMEDIATE = 90, 8, 96, 40
+
+
+def make(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def weights(*shape):
+        return torch.randn(shape, generator=generator).mul(shape[-1] ** -0.5).to(dtype)
+
+    x = torch.randn(TOKENS, HIDDEN, generator=generator).to(dtype)
+    gate = torch.randn(EXPERTS, HIDDEN, generator=generator)
+    experts = hk.Experts(weights(EXPERTS, 2 * INTERMEDIATE, HIDDEN), weights(EXPERTS, HIDDEN, INTERMEDIATE))
+    shared = hk.SharedExpert(weights(2 * INTERMEDIATE, HIDDEN), weights(HIDDEN, INTERMEDIATE))
+    return x, gate, experts, shared
+
+
+OPTIONS = [
+    {},
+    {"capacity": 12, "seed": 3},
+    {"capacity": 5, "seed": 3},
+    {"capacity": 12, "overflow": "drop"},
+    {"top_k": 3},
+    {"top_k": 3, "capacity": 20, "overflow": "drop", "num_tokens": torch.tensor([70], dtype=torch.int32)},
+]
+
+
+def want(x, routing, experts, shared, residual=None):
+    return moe_from_routing(x, routing.expert_ids, routing.weights, routing.rows, experts, shared, residual)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward(options, dtype):
+    x, gate, experts, shared = make(dtype)
+    y, logits, routing = hk.moe(x, gate, experts, shared, residual=x, return_routing=True, **options)
+    assert logits.shape == (TOKENS, EXPERTS)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2  # bf16: each of three roundings on the way
+    torch.testing.assert_close(y.double(), want(x, routing, experts, shared, x), rtol=tolerance, atol=tolerance)
+
+
+def test_leading_dimensions_and_defaults():
+    x, gate, experts, shared = make()
+    flat = hk.moe(x, gate, tuple(experts), tuple(shared))
+    assert torch.equal(hk.moe(x.view(2, 45, HIDDEN), gate, experts, shared), flat.view(2, 45, HIDDEN))
+    assert hk.moe(x[:0], gate, experts).shape == (0, HIDDEN)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:5], ids=str)
+def test_gradients(options):
+    x, gate, experts, shared = make()
+    inputs = [t.requires_grad_() for t in (x, gate, *experts, *shared)]
+    y, _, routing = hk.moe(x, gate, experts, shared, return_routing=True, **options)
+    grad = torch.randn_like(y)
+    got = torch.autograd.grad(y, inputs, grad)
+
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    p = (exact[0] @ exact[1].T).softmax(1)
+    weights = p.gather(1, routing.expert_ids.long())
+    if options.get("top_k", 1) > 1:
+        weights = weights / weights.sum(1, keepdim=True)
+    reference = moe_from_routing(
+        exact[0], routing.expert_ids, weights, routing.rows, (exact[2], exact[3]), (exact[4], exact[5])
+    )
+    for g, w in zip(got, torch.autograd.grad(reference, exact, grad.double()), strict=True):
+        torch.testing.assert_close(g.double(), w, rtol=1e-4, atol=1e-4 * float(w.abs().max()))
+
+
+@pytest.mark.parametrize("activations", ["none", "static", "block_1x128"])
+def test_fp8_experts(activations):
+    x, gate, experts, shared = make(torch.bfloat16)
+    recipe = "block_128x128" if activations == "block_1x128" else "tensor"
+    (gate_up, gate_up_scale), (down, down_scale) = (hk.quantize_fp8(w, recipe) for w in experts)
+    if activations == "block_1x128":  # one block of rows holds gate and up: scale the halves apart
+        halves = experts.gate_up.reshape(EXPERTS * 2, INTERMEDIATE, HIDDEN)
+        q, scale = hk.quantize_fp8(halves, recipe)
+        gate_up, gate_up_scale = q.reshape(experts.gate_up.shape), scale.reshape(EXPERTS, 2, *scale.shape[1:])
+    static = {}
+    if activations == "static":
+        static = {"input_scale": torch.tensor(4.0 / 448), "intermediate_scale": torch.tensor(4.0 / 448)}
+    fp8 = hk.Fp8Experts(gate_up, down, gate_up_scale, down_scale, activations, **static)
+    y, _, routing = hk.moe(x, gate, fp8, shared, return_routing=True)
+    exact = want(x, routing, experts, shared)
+    error = (y.double() - exact).norm() / exact.norm()
+    # rounding to e4m3 errs by up to 2^-4, 2^-4 / sqrt(3) in the mean square; input, intermediate and two weights add up
+    assert error < 2 * 2**-4 / 3**0.5, f"relative error {error:.3f}"
+    wrong = fp8._replace(down_scale=down_scale * 4)
+    assert (hk.moe(x, gate, wrong, shared).double() - exact).norm() / exact.norm() > 0.2
+
+
+@pytest.mark.parametrize("options", [{"capacity": 12, "seed": 3}, {"top_k": 3}], ids=str)
+def test_compiles_as_one_graph(options):
+    x, gate, experts, shared = make()
+    inputs = [t.requires_grad_() for t in (x, gate, *experts, *shared)]
+
+    def layer(x, gate, gate_up, down, shared_gate_up, shared_down):
+        return hk.moe(x, gate, (gate_up, down), (shared_gate_up, shared_down), **options)
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    got, expected = compiled(*inputs), layer(*inputs)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    grad = torch.randn_like(got)
+    for g, w in zip(torch.autograd.grad(got, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
+
+
+def test_bad_input():
+    x, gate, experts, _ = make()
+    with pytest.raises(ValueError, match=r"moe: gate has shape \[8, 95\] and x \[90, 96\]; required"):
+        hk.moe(x, gate[:, 1:], experts)
+    with pytest.raises(RuntimeError, match="top_k is 9; allowed"):
+        hk.moe(x, gate, experts, top_k=9)
+    q, scale = hk.quantize_fp8(experts.gate_up, "tensor")
+    with pytest.raises(ValueError, match="activations is 'int8'; allowed: 'none', 'static', 'block_1x128'"):
+        hk.moe(x, gate, hk.Fp8Experts(q, q, scale, scale, "int8"))
+    with pytest.raises(ValueError, match="input_scale is missing with activations='static'"):
+        hk.moe(x, gate, hk.Fp8Experts(q, q, scale, scale, "static"))
