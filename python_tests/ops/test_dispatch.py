@@ -1,0 +1,168 @@
+"""dispatch, dispatch_fp8 and combine against their specification."""
+
+import pytest
+import torch
+
+import hunyuan_kernels as hk
+from hunyuan_kernels._ops import ops
+from hunyuan_kernels.reference import dispatch as reference
+from hunyuan_kernels.testing.compare import compare_bounded, compare_exact
+from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
+
+ISAS = supported_instruction_sets()
+
+
+def routing_of(tokens, top_k=2, experts=5, capacity=None, padding=0):
+    logits = torch.randn(tokens, experts, generator=torch.Generator().manual_seed(0))
+    num_tokens = torch.tensor([tokens - padding], dtype=torch.int32)
+    overflow = "recycle" if top_k == 1 else "drop"
+    return hk.route(logits, top_k, capacity=capacity, overflow=overflow, seed=1, num_tokens=num_tokens)
+
+
+CASES = [(0, 1, None, 0), (1, 1, None, 0), (50, 1, 7, 0), (50, 2, None, 5), (50, 3, 11, 0), (300, 1, 60, 20)]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("tokens", "top_k", "capacity", "padding"), CASES)
+@pytest.mark.parametrize("hidden", [0, 1, 33, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward(tokens, top_k, capacity, padding, hidden, dtype, isa):
+    routing = routing_of(tokens, top_k, capacity=capacity, padding=padding)
+    x = torch.randn(tokens, hidden).to(dtype)
+    with instruction_set(isa):
+        rows = hk.dispatch(x, routing)
+        assert torch.equal(rows, reference.dispatch(x, routing))
+        for got, want in zip(hk.dispatch_fp8(x, routing), reference.dispatch_fp8(x, routing), strict=True):
+            assert (comparison := compare_exact("dispatch_fp8", got, want)), comparison.message
+        for shared, residual in ((None, None), (x, None), (None, x), (x.flip(0), x)):
+            got = hk.combine(rows, routing, shared, residual)
+            want = reference.combine(rows, routing, shared, residual)
+            absolute = [None if t is None else t.abs() for t in (shared, residual)]
+            size = reference.combine(rows.abs(), routing, *absolute)
+            assert (comparison := compare_bounded("combine", got, want, size)), comparison.message
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("tokens", "top_k", "capacity", "padding"), CASES)
+def test_gradients(tokens, top_k, capacity, padding, isa):
+    routing = routing_of(tokens, top_k, capacity=capacity, padding=padding)
+    inputs = [
+        torch.randn(routing.token_ids.shape[0], 37),
+        routing.weights,
+        torch.randn(tokens, 37),
+        torch.randn(tokens, 37),
+    ]
+    y, weights, shared, residual = (t.requires_grad_() for t in inputs)
+    routing = routing._replace(weights=weights)
+    grad = torch.randn(tokens, 37)
+    with instruction_set(isa):
+        got = torch.autograd.grad(hk.combine(y, routing, shared, residual), (y, weights, shared, residual), grad)
+        x = torch.randn(tokens, 37).requires_grad_()
+        (got_x,) = torch.autograd.grad(hk.dispatch(x, routing), x, y.detach())
+    out = reference.combine(y, routing, shared, residual)
+    want = torch.autograd.grad(out, (y, weights, shared, residual), grad.double())
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
+    (want_x,) = torch.autograd.grad(reference.dispatch(x, routing), x, y.detach())
+    torch.testing.assert_close(got_x, want_x, rtol=1e-6, atol=1e-6)
+
+
+def test_quantized_rows_and_strides():
+    routing = routing_of(40, 1)
+    base = torch.randn(80, 96)
+    for x in (base[::2, 10:70], base.t()[:40].t()[:40], base[:1, :60].expand(40, 60)):
+        assert torch.equal(hk.dispatch(x, routing), reference.dispatch(x, routing))
+        want = hk.combine(x.contiguous(), routing, x.contiguous())
+        assert torch.equal(hk.combine(x, routing, x), want)
+    q = base[:40].to(torch.float8_e4m3fn)
+    assert compare_exact("e4m3", hk.dispatch(q, routing), reference.dispatch(q, routing))
+
+
+def test_a_token_without_rows_gets_shared_and_residual():
+    routing = routing_of(40, 1, capacity=0)
+    shared, residual = torch.randn(40, 8), torch.randn(40, 8)
+    assert torch.equal(hk.combine(torch.empty(0, 8), routing, shared, residual), shared + residual)
+
+
+def test_nan_touches_its_token_alone():
+    routing = routing_of(40, 2)
+    y = torch.randn(80, 8)
+    clean = hk.combine(y, routing)
+    y[11] = float("nan")
+    got = hk.combine(y, routing)
+    owner = int(routing.token_ids[11])
+    assert got[owner].isnan().all()
+    others = torch.arange(40) != owner
+    assert torch.equal(got[others], clean[others])
+
+
+def test_threads_and_uninitialized_memory():
+    routing = routing_of(3000, 2, capacity=1000)
+    x = torch.randn(3000, 100)
+    want = hk.combine(hk.dispatch(x, routing), routing, x)
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(hk.combine(hk.dispatch(x, routing), routing, x), want)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+
+
+def test_opcheck():
+    routing = routing_of(40, 2, capacity=20)
+    x = torch.randn(40, 130, requires_grad=True)
+    torch.library.opcheck(ops.dispatch.default, (x, routing.token_ids, routing.expert_offsets, routing.rows))
+    torch.library.opcheck(ops.dispatch_fp8.default, (x.detach(), routing.token_ids, routing.expert_offsets))
+    y = torch.randn(routing.token_ids.shape[0], 130, requires_grad=True)
+    weights = routing.weights.detach().requires_grad_()
+    torch.library.opcheck(ops.combine.default, (y, routing.rows, weights, x, None))
+    torch.library.opcheck(
+        ops.combine_backward.default, (torch.randn(40, 130), y.detach(), routing.rows, weights.detach())
+    )
+
+
+ROUTING = routing_of(6, 1)
+X = torch.randn(6, 8)
+
+
+def changed(**fields):
+    return ROUTING._replace(**{name: torch.tensor(values, dtype=torch.int32) for name, values in fields.items()})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: hk.dispatch(X.double(), ROUTING),
+            "dispatch: x has dtype float64; allowed: float32, bfloat16, float8_e4m3fn",
+        ),
+        (lambda: hk.dispatch(X.to(torch.float8_e4m3fnuz), ROUTING), "x has dtype float8_e4m3fnuz; allowed"),
+        (lambda: hk.dispatch(X[0], ROUTING), r"x has shape \[8\]; 2 dimensions"),
+        (lambda: hk.dispatch_fp8(X.half(), ROUTING), "dispatch_fp8: x has dtype float16; allowed: float32, bfloat16"),
+        (lambda: hk.dispatch(X, changed(token_ids=[0, 1, 2, 3, 4, 6])), "token_ids holds 6 at index 5; allowed: 0 to"),
+        (lambda: hk.dispatch(X, changed(token_ids=[0, -1, 2, 3, 4, 5])), "token_ids holds -1 at index 1"),
+        (lambda: hk.dispatch(X, changed(expert_offsets=[0, 4, 3])), "expert_offsets decreases from 4 at index 1 to 3"),
+        (lambda: hk.dispatch(X, changed(expert_offsets=[1, 4])), "expert_offsets starts with 1"),
+        (lambda: hk.dispatch(X, changed(expert_offsets=[0, 7])), "expert_offsets ends with 7 .* but S = 6"),
+        (lambda: hk.dispatch(X, changed(expert_offsets=[-2, 3])), "expert_offsets starts with -2"),
+        (
+            lambda: hk.combine(X, changed(rows=[[0], [1], [2], [3], [4], [6]])),
+            "combine: rows holds 6 at token 5, choice 0",
+        ),
+        (lambda: hk.combine(X, changed(rows=[[0], [-2], [2], [3], [4], [5]])), "rows holds -2 at token 1"),
+        (lambda: hk.combine(X.half(), ROUTING), "y has dtype float16; allowed"),
+        (lambda: hk.combine(X, ROUTING, X[:5]), r"shared has shape \[5, 8\]; required: \[T, H\] = \[6, 8\]"),
+        (lambda: hk.combine(X, ROUTING, None, X.bfloat16()), "residual has dtype bfloat16; allowed: float32"),
+        (lambda: hk.combine(X, ROUTING._replace(weights=ROUTING.weights.double())), "weights has dtype float64"),
+        (
+            lambda: ops.combine_backward(X, X, torch.zeros(6, 1, dtype=torch.int32), ROUTING.weights),
+            "rows holds row 0 twice, at assignments 0 and 1",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
