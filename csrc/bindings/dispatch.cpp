@@ -9,15 +9,13 @@ namespace {
 
 constexpr int64_t kLargestRow = int64_t{1} << 31;  // row and token numbers are int32
 
-const int32_t* int32_data(const Tensor& tensor) { return static_cast<const int32_t*>(tensor.const_data_ptr()); }
-
 // token_ids [S] and expert_offsets [E + 1] of a Routing, checked against x [T, H]: the number of rows in use.
 int64_t checked_rows_used(const char* op, const Tensor& x, const Tensor& token_ids, const Tensor& expert_offsets) {
   check_rank(op, "expert_offsets", expert_offsets, 1, "[E + 1]");
   check(expert_offsets.size(0) >= 1, op, "expert_offsets", "is empty; required: [E + 1]");
   const int64_t rows_used =
       checked_expert_offsets(op, expert_offsets, expert_offsets.size(0) - 1, token_ids.size(0), "S").back();
-  const int32_t* ids = int32_data(token_ids);
+  const int32_t* ids = const_data<int32_t>(token_ids);
   const int64_t tokens = x.size(0);
   for (int64_t r = 0; r < rows_used; ++r)
     check(ids[r] >= 0 && ids[r] < tokens, op, "token_ids", "holds ", ids[r], " at index ", r,
@@ -52,7 +50,7 @@ Tensor dispatch(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets, T
   a.x = x.const_data_ptr();
   a.x_stride_bytes = x.stride(0) * bytes;
   a.row_bytes = x.size(1) * bytes;
-  a.token_ids = int32_data(token_ids);
+  a.token_ids = const_data<int32_t>(token_ids);
   a.rows = token_ids.size(0);
   Tensor out = empty({a.rows, x.size(1)}, x.scalar_type(), x);
   a.out = out.mutable_data_ptr();
@@ -69,12 +67,12 @@ std::tuple<Tensor, Tensor> dispatch_fp8(Tensor x_given, Tensor token_ids_given, 
   a.x = {x.const_data_ptr(), x.stride(0)};
   a.dtype = to_dtype(x.scalar_type());
   a.hidden = x.size(1);
-  a.token_ids = int32_data(token_ids);
+  a.token_ids = const_data<int32_t>(token_ids);
   a.rows = token_ids.size(0);
   Tensor q = empty({a.rows, a.hidden}, ScalarType::Float8_e4m3fn, x);
   Tensor scale = empty_activation_scale(-1, a.rows, ceil_div(a.hidden, 128), x);
-  a.q = static_cast<float8_e4m3fn*>(q.mutable_data_ptr());
-  a.scale = static_cast<float*>(scale.mutable_data_ptr());
+  a.q = data<float8_e4m3fn>(q);
+  a.scale = data<float>(scale);
   a.scale_block_stride = scale.stride(1);
   cpu::dispatch_fp8(a, torch_threads());
   return {q, scale};
@@ -93,7 +91,7 @@ struct CombineInputs {
     check_shape(op, "weights", weights_given, {tokens, top_k}, "[T, k]");
     rows = torch::stable::contiguous(rows_given);
     weights = torch::stable::contiguous(weights_given);
-    const int32_t* numbers = int32_data(rows);
+    const int32_t* numbers = const_data<int32_t>(rows);
     for (int64_t i = 0; i < tokens * top_k; ++i)
       check(numbers[i] >= -1 && numbers[i] < y.size(0), op, "rows", "holds ", numbers[i], " at token ", i / top_k,
             ", choice ", i % top_k, "; allowed: -1 (none) to S - 1 = ", y.size(0) - 1);
@@ -123,8 +121,8 @@ Tensor combine(Tensor y, Tensor rows, Tensor weights, std::optional<Tensor> shar
   a.y = const_rows(in.y);
   if (s) a.shared = const_rows(*s);
   if (r) a.residual = const_rows(*r);
-  a.rows = int32_data(in.rows);
-  a.weights = static_cast<const float*>(in.weights.const_data_ptr());
+  a.rows = const_data<int32_t>(in.rows);
+  a.weights = const_data<float>(in.weights);
   Tensor out = empty({a.tokens, a.hidden}, in.y.scalar_type(), in.y);
   a.out = out.mutable_data_ptr();
   cpu::combine(a, torch_threads());
@@ -139,7 +137,7 @@ std::tuple<Tensor, Tensor> combine_backward(Tensor grad_out_given, Tensor y, Ten
   check(assignments < kLargestRow, op, "rows", "holds ", assignments, " assignments; allowed: fewer than 2^31");
   // The other direction of `rows`: a row belongs to one assignment, so every gradient is written by one task.
   std::vector<int32_t> assignment_of_row(rows_of_y, -1);
-  const int32_t* numbers = int32_data(in.rows);
+  const int32_t* numbers = const_data<int32_t>(in.rows);
   for (int64_t i = 0; i < assignments; ++i) {
     if (numbers[i] < 0) continue;
     int32_t& assignment = assignment_of_row[numbers[i]];
@@ -153,11 +151,11 @@ std::tuple<Tensor, Tensor> combine_backward(Tensor grad_out_given, Tensor y, Ten
   a.grad_out = const_rows(grad_out);
   a.y = const_rows(in.y);
   a.assignments = assignment_of_row.data();
-  a.weights = static_cast<const float*>(in.weights.const_data_ptr());
+  a.weights = const_data<float>(in.weights);
   Tensor grad_y = empty({rows_of_y, a.hidden}, in.y.scalar_type(), in.y);
   Tensor grad_weights = torch::stable::new_zeros(in.weights, {in.tokens, in.top_k});
   a.grad_y = grad_y.mutable_data_ptr();
-  a.grad_weights = static_cast<float*>(grad_weights.mutable_data_ptr());
+  a.grad_weights = data<float>(grad_weights);
   cpu::combine_backward(a, torch_threads());
   return {grad_y, grad_weights};
 }

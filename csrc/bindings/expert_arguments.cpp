@@ -56,4 +56,10 @@ Tensor activations(const char* op, const char* argument, const Tensor& matrix, D
   return with_contiguous_rows(matrix);
 }
 
+ScalarType checked_out_dtype(const char* op, ScalarType dtype) {
+  check(dtype == ScalarType::BFloat16 || dtype == ScalarType::Float, op, "out_dtype", "is ", dtype_name(dtype),
+        "; allowed: bfloat16, float32");
+  return dtype;
+}
+
 }  // namespace hunyuan_kernels

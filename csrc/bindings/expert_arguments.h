@@ -21,4 +21,7 @@ cpu::ExpertWeights transposed(cpu::ExpertWeights weights);
 Tensor activations(const char* op, const char* argument, const Tensor& matrix, DTypes dtypes, int64_t columns,
                    const char* shape);
 
+// The dtype itself when it is one that GEMMs write: bfloat16 or float32.
+ScalarType checked_out_dtype(const char* op, ScalarType dtype);
+
 }  // namespace hunyuan_kernels

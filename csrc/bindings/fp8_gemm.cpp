@@ -18,9 +18,7 @@ Tensor checked_scale(const char* op, const char* argument, const Tensor& scale) 
 }
 
 // Null for a scale without elements (K = 0), which scales nothing.
-const float* scale_data(const Tensor& scale) {
-  return scale.numel() ? static_cast<const float*>(scale.const_data_ptr()) : nullptr;
-}
+const float* scale_data(const Tensor& scale) { return scale.numel() ? const_data<float>(scale) : nullptr; }
 
 bool has_shape(const Tensor& tensor, std::initializer_list<int64_t> sizes) {
   return std::equal(sizes.begin(), sizes.end(), tensor.sizes().begin(), tensor.sizes().end());
@@ -101,12 +99,6 @@ cpu::WeightScale transposed_scale(const cpu::WeightScale& scale, const cpu::Expe
   t.block_stride = scale.column_stride;
   t.blocks = b.rows > kFp8ScaleBlock && scale.column_stride != 0;
   return t;
-}
-
-ScalarType checked_out_dtype(const char* op, ScalarType dtype) {
-  check(dtype == ScalarType::BFloat16 || dtype == ScalarType::Float, op, "out_dtype", "is ", dtype_name(dtype),
-        "; allowed: bfloat16, float32");
-  return dtype;
 }
 
 constexpr DTypes kFp8 = {ScalarType::Float8_e4m3fn};
@@ -217,8 +209,8 @@ std::tuple<Tensor, Tensor> grouped_swiglu_fp8_quantized(const Tensor& a, const T
   arguments.x = exact.const_data_ptr();
   arguments.dtype = DType::float32;
   arguments.matrices = 1, arguments.rows = rows, arguments.columns = columns, arguments.row_stride = columns;
-  arguments.q = static_cast<float8_e4m3fn*>(q.mutable_data_ptr());
-  arguments.scale = static_cast<float*>(scale.mutable_data_ptr());
+  arguments.q = data<float8_e4m3fn>(q);
+  arguments.scale = data<float>(scale);
   if (out_scale) {
     *arguments.scale = *scale_data(*out_scale);
     arguments.static_scale = arguments.scale;

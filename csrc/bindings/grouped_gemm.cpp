@@ -17,13 +17,6 @@ void check_same_dtype(const char* op, const Tensor& a, const char* name, const T
         dtype_name(a.scalar_type()), "; both must be the same: convert one with .to()");
 }
 
-ScalarType checked_out_dtype(const char* op, std::optional<ScalarType> out_dtype, ScalarType otherwise) {
-  const ScalarType dtype = out_dtype.value_or(otherwise);
-  check(dtype == ScalarType::BFloat16 || dtype == ScalarType::Float, op, "out_dtype", "is ", dtype_name(dtype),
-        "; allowed: bfloat16, float32");
-  return dtype;
-}
-
 Tensor multiply_rows(const char* op, const Tensor& a, const cpu::ExpertWeights& b, const Tensor& expert_offsets,
                      ScalarType out_dtype) {
   const auto offsets = checked_expert_offsets(op, expert_offsets, b.experts, a.size(0), "S");
@@ -38,7 +31,7 @@ Tensor grouped_gemm(const Tensor& a_, const Tensor& b_, const Tensor& expert_off
   const auto b = expert_weights(op, "b", b_, kElements, "[E, N, K]");
   const Tensor a = activations(op, "a", a_, kElements, b.columns, "[S, K]");
   check_same_dtype(op, a, "b", b_);
-  return multiply_rows(op, a, b, expert_offsets, checked_out_dtype(op, out_dtype, a.scalar_type()));
+  return multiply_rows(op, a, b, expert_offsets, checked_out_dtype(op, out_dtype.value_or(a.scalar_type())));
 }
 
 Tensor grouped_gemm_dgrad(const Tensor& grad_out_, const Tensor& b_, const Tensor& expert_offsets,
@@ -47,7 +40,7 @@ Tensor grouped_gemm_dgrad(const Tensor& grad_out_, const Tensor& b_, const Tenso
   const auto b = expert_weights(op, "b", b_, kElements, "[E, N, K]");
   const Tensor grad_out = activations(op, "grad_out", grad_out_, kElements, b.rows, "[S, N]");
   return multiply_rows(op, grad_out, transposed(b), expert_offsets,
-                       checked_out_dtype(op, out_dtype, grad_out.scalar_type()));
+                       checked_out_dtype(op, out_dtype.value_or(grad_out.scalar_type())));
 }
 
 // Elements of a tensor that is written to must not share memory.
@@ -84,7 +77,7 @@ Tensor grouped_gemm_wgrad(const Tensor& grad_out, const Tensor& a, const Tensor&
   check(expert_offsets.size(0) >= 1, op, "expert_offsets", "is empty; E + 1 elements are required");
   check_dtype(op, "a", a, kElements);
   Tensor grad_b = empty({expert_offsets.size(0) - 1, grad_out.size(1), a.size(1)},
-                        checked_out_dtype(op, out_dtype, a.scalar_type()), a);
+                        checked_out_dtype(op, out_dtype.value_or(a.scalar_type())), a);
   weight_gradient(op, grad_out, a, expert_offsets, expert_weights(op, "grad_b", grad_b, kElements, "[E, N, K]"), false);
   return grad_b;
 }

@@ -58,7 +58,7 @@ cpu::QuantizeArguments arguments_of(QuantizeRecipe recipe, const Tensor& x, cons
   a.dtype = to_dtype(x.scalar_type());
   a.matrices = m.matrices, a.rows = m.rows, a.columns = m.columns;
   a.matrix_stride = m.matrix_stride, a.row_stride = m.row_stride;
-  a.q = static_cast<float8_e4m3fn*>(q.mutable_data_ptr());
+  a.q = data<float8_e4m3fn>(q);
   int64_t d = 0;
   if (m.batched) a.scale_matrix_stride = scale.stride(d++);
   if (d < scale.dim()) a.scale_row_stride = scale.stride(d++);
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> quantize_fp8(Tensor x_given, std::string recipe_name)
                      ? empty_activation_scale(m.batched ? m.matrices : -1, m.rows, ceil_div(m.columns, kScaleBlock), x)
                      : torch::stable::new_empty(x, scale_shape(recipe, m), ScalarType::Float);
   cpu::QuantizeArguments a = arguments_of(recipe, x, m, q, scale);
-  a.scale = static_cast<float*>(scale.mutable_data_ptr());
+  a.scale = data<float>(scale);
   cpu::quantize_fp8(a, torch_threads());
   return {q, scale};
 }
@@ -94,7 +94,7 @@ Tensor quantize_fp8_static(Tensor x_given, std::string recipe_name, Tensor scale
         shape_text(required));
   Tensor q = torch::stable::new_empty(x, x.sizes(), ScalarType::Float8_e4m3fn);
   cpu::QuantizeArguments a = arguments_of(recipe, x, m, q, scale);
-  a.static_scale = static_cast<const float*>(scale.const_data_ptr());
+  a.static_scale = const_data<float>(scale);
   cpu::quantize_fp8(a, torch_threads());
   return q;
 }

@@ -11,15 +11,6 @@ constexpr int64_t kInt32Limit = int64_t{1} << 31;
 
 using RoutingTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-template <typename Value>
-Value* data(Tensor& tensor) {
-  return static_cast<Value*>(tensor.mutable_data_ptr());
-}
-template <typename Value>
-const Value* const_data(const Tensor& tensor) {
-  return static_cast<const Value*>(tensor.const_data_ptr());
-}
-
 Tensor checked_logits(const char* op, const Tensor& logits) {
   check_cpu(op, "logits", logits);
   check_dtype(op, "logits", logits, {ScalarType::Float, ScalarType::BFloat16});

@@ -115,7 +115,7 @@ std::vector<int64_t> checked_expert_offsets(const char* op, const Tensor& expert
   check_cpu(op, argument, expert_offsets);
   check_dtype(op, argument, expert_offsets, {ScalarType::Int});
   check_shape(op, argument, expert_offsets, {num_experts + 1}, "[E + 1]");
-  const int32_t* values = static_cast<const int32_t*>(expert_offsets.const_data_ptr());
+  const int32_t* values = const_data<int32_t>(expert_offsets);
   const int64_t stride = expert_offsets.stride(0);
   std::vector<int64_t> offsets(static_cast<size_t>(num_experts + 1));
   for (int64_t e = 0; e <= num_experts; ++e) offsets[e] = values[e * stride];

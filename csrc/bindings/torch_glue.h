@@ -47,6 +47,16 @@ std::vector<int64_t> checked_expert_offsets(const char* op, const Tensor& expert
 // dimension and the stride of a block is padded to a multiple of 4 elements, which is what TMA loads need.
 Tensor empty_activation_scale(int64_t batch, int64_t rows, int64_t blocks, const Tensor& like);
 
+// The elements of a tensor whose dtype has been checked.
+template <typename Value>
+Value* data(const Tensor& tensor) {
+  return static_cast<Value*>(tensor.mutable_data_ptr());
+}
+template <typename Value>
+const Value* const_data(const Tensor& tensor) {
+  return static_cast<const Value*>(tensor.const_data_ptr());
+}
+
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like);
 
 }  // namespace hunyuan_kernels

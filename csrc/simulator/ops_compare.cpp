@@ -79,10 +79,8 @@ uint32_t compare_half(Warp& warp, const Instr& instr) {
   return r;
 }
 
-// flags: 0 none, 1 and, 2 or, 3 xor with op[3]; op[4]: second destination
-template <typename T, typename Op>
-ExecStatus exec_setp(Warp& warp, const Instr& instr, uint32_t mask) {
-  uint32_t r = compare<T, Op>(warp, instr), q = ~r;
+// Results of setp: r to op[0], q to op[4] where there is one. flags: 0 as they are, 1 and, 2 or, 3 xor with op[3].
+ExecStatus set_predicates(Warp& warp, const Instr& instr, uint32_t mask, uint32_t r, uint32_t q) {
   if (instr.flags) {
     uint32_t c = warp.predicate(instr.op[3]);
     if (instr.flags == 1) {
@@ -100,26 +98,16 @@ ExecStatus exec_setp(Warp& warp, const Instr& instr, uint32_t mask) {
   if (instr.op[4].present) warp.set_predicate(instr.op[4], mask, q);
   return ExecStatus::Next;
 }
+template <typename T, typename Op>
+ExecStatus exec_setp(Warp& warp, const Instr& instr, uint32_t mask) {
+  uint32_t r = compare<T, Op>(warp, instr);
+  return set_predicates(warp, instr, mask, r, ~r);
+}
 template <typename H, int parts, typename Op>
 ExecStatus exec_setp_half(Warp& warp, const Instr& instr, uint32_t mask) {
   uint32_t r = compare_half<H, parts, 0, Op>(warp, instr),
            q = parts == 2 ? compare_half<H, parts, parts - 1, Op>(warp, instr) : ~r;
-  if (instr.flags) {
-    uint32_t c = warp.predicate(instr.op[3]);
-    if (instr.flags == 1) {
-      r &= c;
-      q &= c;
-    } else if (instr.flags == 2) {
-      r |= c;
-      q |= c;
-    } else {
-      r ^= c;
-      q ^= c;
-    }
-  }
-  warp.set_predicate(instr.op[0], mask, r);
-  if (instr.op[4].present) warp.set_predicate(instr.op[4], mask, q);
-  return ExecStatus::Next;
+  return set_predicates(warp, instr, mask, r, q);
 }
 // set.cmp.dtype.stype: dtype u32/s32 gives all ones, f32 gives 1.0
 template <typename T, typename Op>

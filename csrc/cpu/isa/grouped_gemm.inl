@@ -29,19 +29,10 @@ void swiglu_backward_run(const Element* grad_out, const Element* gate, const Ele
                          Element* grad_up) {
   for (int64_t i = 0; i < n; i += kFloats) {
     const int count = static_cast<int>(minimum(kFloats, n - i));
-    Floats grad, g, u;
-    if (count == kFloats) {
-      grad = load(grad_out + i), g = load(gate + i), u = load(up + i);
-    } else {
-      grad = load_partial(grad_out + i, count), g = load_partial(gate + i, count), u = load_partial(up + i, count);
-    }
+    Floats grad = load_lanes(grad_out + i, count), g = load_lanes(gate + i, count), u = load_lanes(up + i, count);
     Floats sigmoid = 1.0f / (1.0f + exp_of(-g));
     Floats to_up = grad * g * sigmoid, to_gate = grad * u * sigmoid * (1.0f + g * (1.0f - sigmoid));
-    if (count == kFloats) {
-      store(grad_gate + i, to_gate), store(grad_up + i, to_up);
-    } else {
-      store_partial(grad_gate + i, to_gate, count), store_partial(grad_up + i, to_up, count);
-    }
+    store_lanes(grad_gate + i, to_gate, count), store_lanes(grad_up + i, to_up, count);
   }
 }
 
