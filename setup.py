@@ -73,8 +73,7 @@ class CMakeBuild(build_ext):
         definitions = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
-            "Python3_EXECUTABLE": sys.executable,
-            "PYTHON_EXECUTABLE": sys.executable,
+            "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "TORCH_ROOT": torch,
             "HUNYUAN_KERNELS_NVCC": os.environ.get("HUNYUAN_KERNELS_NVCC", "auto"),

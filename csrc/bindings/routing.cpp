@@ -90,6 +90,9 @@ RoutingTuple route(Tensor logits_given, int64_t top_k, std::optional<int64_t> ca
   check(top_k >= 1 && top_k <= experts, op, "top_k", "is ", top_k, "; allowed: 1 to the number of experts, ", experts);
   check(!(recycle && capacity && top_k > 1), op, "overflow", "is 'recycle' with top_k = ", top_k,
         " and a capacity; recycling is defined for top_k = 1. Pass overflow='drop', or capacity=None");
+  check(!(recycle && capacity && renormalize), op, "renormalize",
+        "is True with overflow='recycle' and a capacity: kept tokens would have weight 1, recycled ones a probability. "
+        "Pass renormalize=False, overflow='drop' or capacity=None");
   check_cpu(op, "seed", seed);
   check_dtype(op, "seed", seed, {ScalarType::Long});
   check(seed.numel() == 1, op, "seed", "has shape ", shape_text(seed), "; one element is required");

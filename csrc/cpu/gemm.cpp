@@ -27,7 +27,7 @@ class Buffer {
   T* reserve(int64_t count) {
     int64_t bytes = count * static_cast<int64_t>(sizeof(T));
     if (bytes > bytes_) {
-      memory_.reset();
+      release();  // before the allocation: both do not have to fit, and it may throw
       memory_.reset(static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64})));
       bytes_ = bytes;
     }

@@ -1,10 +1,11 @@
 """The row movements of a mixture-of-experts layer: tokens to expert-major rows, and back."""
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 
+from hunyuan_kernels._autocast import to_widest
 from hunyuan_kernels._ops import ops, qualified
 from hunyuan_kernels.ops.quantize import activation_scale
 
@@ -77,8 +78,9 @@ def combine(y: Tensor, routing: "Routing", shared: Tensor | None = None, residua
             backward, a row that two assignments claim.
 
     Differentiable with respect to ``y`` (rows that no token owns get zeros), ``routing.weights``, ``shared`` and
-    ``residual``.
+    ``residual``. Under autocast ``y``, ``shared`` and ``residual`` may differ in dtype; the widest of them is taken.
     """
+    y, shared, residual = cast("tuple[Tensor, Tensor | None, Tensor | None]", to_widest(y, shared, residual))
     return ops.combine(y, routing.rows, routing.weights, shared, residual)
 
 
@@ -163,6 +165,26 @@ def _combine_backward(
     )
 
 
+def _combine_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _combine_second_backward(
+    ctx: Any, to_grad_y: Tensor, to_grad_weights: Tensor
+) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+    """Gradients are linear in each of grad_out, y and weights, so theirs are the same two ops again."""
+    grad, y, rows, weights = ctx.saved_tensors
+    needs_grad, needs_y, _, needs_weights = ctx.needs_input_grad
+    by_grad = by_y = by_weights = None
+    if needs_grad:
+        by_grad = ops.combine(y, rows, to_grad_weights, ops.combine(to_grad_y, rows, weights, None, None), None)
+    if needs_y:
+        by_y = ops.combine_backward(grad, y, rows, to_grad_weights)[0]
+    if needs_weights:
+        by_weights = ops.combine_backward(grad, to_grad_y, rows, weights)[1]
+    return by_grad, by_y, None, by_weights
+
+
 def _no_gradient(*_: Any) -> NoReturn:
     raise RuntimeError(
         "dispatch_fp8: x requires a gradient, but rounding to e4m3 has none; use dispatch for training, or pass "
@@ -172,4 +194,7 @@ def _no_gradient(*_: Any) -> NoReturn:
 
 torch.library.register_autograd(qualified("dispatch"), _dispatch_backward, setup_context=_dispatch_setup)
 torch.library.register_autograd(qualified("combine"), _combine_backward, setup_context=_combine_setup)
+torch.library.register_autograd(
+    qualified("combine_backward"), _combine_second_backward, setup_context=_combine_backward_setup
+)
 torch.library.register_autograd(qualified("dispatch_fp8"), _no_gradient)

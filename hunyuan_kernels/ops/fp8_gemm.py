@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from hunyuan_kernels._autocast import to_autocast
 from hunyuan_kernels._ops import ops, qualified
 from hunyuan_kernels.ops.quantize import activation_scale
 
@@ -63,9 +64,7 @@ def fp8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | N
     bfloat16.
     """
     torch._check(x.dim() >= 1, lambda: "fp8_linear: x has no dimensions; required: [..., K]")
-    # register_autocast would cast the e4m3 weights, too
-    if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = to_autocast(x)
     out = ops.fp8_linear(x.reshape(-1, x.shape[-1]), weight, weight_scale)
     out = out.reshape(*x.shape[:-1], weight.shape[0])
     return out if bias is None else out + bias
@@ -97,9 +96,9 @@ def grouped_gemm_fp8(
     Raises:
         RuntimeError: as :func:`fp8_gemm`, and (on the CPU) wrong offsets.
 
-    Not differentiable.
+    Not differentiable. Under autocast a float32 ``a`` is cast to bfloat16.
     """
-    return ops.grouped_gemm_fp8(a, b, expert_offsets, a_scale, b_scale, out_dtype)
+    return ops.grouped_gemm_fp8(to_autocast(a), b, expert_offsets, a_scale, b_scale, out_dtype)
 
 
 def grouped_swiglu_fp8(
@@ -134,8 +133,9 @@ def grouped_swiglu_fp8(
             one element.
         ValueError: ``out_scale`` without ``out_dtype=torch.float8_e4m3fn``.
 
-    Not differentiable.
+    Not differentiable. Under autocast a float32 ``a`` is cast to bfloat16.
     """
+    a = to_autocast(a)
     if out_dtype == _E4M3:
         q, scale = ops.grouped_swiglu_fp8_quantized(a, gate_up, expert_offsets, a_scale, b_scale, out_scale)
         return q, scale
@@ -248,6 +248,10 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]
     return ops.fp8_linear_dgrad(grad, weight, scale), None, None
 
 
+def _linear_dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return ops.fp8_linear(grad, *ctx.saved_tensors), None, None
+
+
 def _no_gradient(op: str) -> Any:
     def backward(*_: Any) -> NoReturn:
         raise RuntimeError(
@@ -259,5 +263,6 @@ def _no_gradient(op: str) -> Any:
 
 
 torch.library.register_autograd(qualified("fp8_linear"), _linear_backward, setup_context=_linear_setup)
+torch.library.register_autograd(qualified("fp8_linear_dgrad"), _linear_dgrad_backward, setup_context=_linear_setup)
 for _name in ("fp8_gemm", "grouped_gemm_fp8", "grouped_swiglu_fp8", "grouped_swiglu_fp8_quantized"):
     torch.library.register_autograd(qualified(_name), _no_gradient(_name.removesuffix("_quantized")))

@@ -229,6 +229,44 @@ def _swiglu_backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     return *_operand_gradients(ctx, grad, a, gate_up, expert_offsets), None
 
 
+# Second derivatives. Both gradients of a product are products, so theirs are made of the same ops.
+
+
+def _dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grad_out, b, expert_offsets = ctx.saved_tensors
+    by_grad_out = ops.grouped_gemm(grad, b, expert_offsets, grad_out.dtype) if ctx.needs_input_grad[0] else None
+    by_b = ops.grouped_gemm_wgrad(grad_out, grad, expert_offsets, b.dtype) if ctx.needs_input_grad[1] else None
+    return by_grad_out, by_b, None, None
+
+
+def _wgrad_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grad_out, a, expert_offsets = ctx.saved_tensors
+    by_grad_out = by_a = None
+    if ctx.needs_input_grad[0]:
+        by_grad_out = ops.grouped_gemm(a, grad.to(a.dtype), expert_offsets, grad_out.dtype)
+    if ctx.needs_input_grad[1]:
+        by_a = ops.grouped_gemm_dgrad(grad_out, grad.to(grad_out.dtype), expert_offsets, a.dtype)
+    return by_grad_out, by_a, None, None
+
+
+def _save_two(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _swiglu_second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """With s = sigmoid(gate): silu' = s (1 + gate (1 - s)), silu'' = s (1 - s) (2 + gate (1 - 2 s))."""
+    grad_out, preactivation = ctx.saved_tensors
+    out = grad_out.float()
+    gate, up = preactivation.float().chunk(2, dim=1)
+    to_gate, to_up = grad.float().chunk(2, dim=1)
+    s = gate.sigmoid()
+    first, second = s * (1 + gate * (1 - s)), s * (1 - s) * (2 + gate * (1 - 2 * s))
+    by_out = to_gate * up * first + to_up * gate * s
+    by_gate = out * (to_gate * up * second + to_up * first)
+    by_up = out * to_gate * first
+    return by_out.to(grad_out.dtype), torch.cat([by_gate, by_up], dim=1).to(preactivation.dtype)
+
+
 def _register() -> None:
     fakes: dict[str, Callable[..., Any]] = {
         "grouped_gemm": _fake_grouped_gemm,
@@ -245,9 +283,13 @@ def _register() -> None:
         "grouped_gemm": (_grouped_gemm_backward, _save_operands),
         "grouped_swiglu": (_swiglu_backward, _save_operands),
         "grouped_swiglu_preactivation": (_swiglu_preactivation_backward, _save_preactivation),
+        "grouped_gemm_dgrad": (_dgrad_backward, _save_operands),
+        "grouped_gemm_wgrad": (_wgrad_backward, _save_operands),
+        "swiglu_backward": (_swiglu_second_backward, _save_two),
     }
     for name, (backward, setup_context) in gradients.items():
         torch.library.register_autograd(qualified(name), backward, setup_context=setup_context)
+    for name in ("grouped_gemm", "grouped_swiglu", "grouped_swiglu_preactivation"):
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(qualified(name), device, torch.bfloat16)
 

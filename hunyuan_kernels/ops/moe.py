@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hunyuan_kernels._autocast import to_autocast
 from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.fp8_gemm import grouped_gemm_fp8, grouped_swiglu_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_swiglu
@@ -62,7 +63,7 @@ def _dense_mlp(x: Tensor, expert: SharedExpert) -> Tensor:
 
 
 def _fp8_experts(x: Tensor, routing: Routing, experts: Fp8Experts) -> Tensor:
-    offsets = routing.expert_offsets
+    x, offsets = to_autocast(x), routing.expert_offsets
     if experts.activations == "none":
         hidden = grouped_swiglu_fp8(
             dispatch(x, routing), experts.gate_up, offsets, None, experts.gate_up_scale, out_dtype=x.dtype
@@ -124,7 +125,8 @@ def moe(
     as in ``HunYuanMoE`` of Tencent's released modeling code. The shared expert is not weighted. A token whose
     assignment was dropped gets the shared expert and the residual only. Composed of :func:`route`, :func:`dispatch`,
     :func:`grouped_swiglu`, :func:`grouped_gemm` and :func:`combine` (their FP8 forms for :class:`Fp8Experts`), so it
-    is differentiable where they are, and compiles with ``torch.compile(fullgraph=True)``.
+    is differentiable where they are, and compiles with ``torch.compile(fullgraph=True)``. Under autocast the experts
+    compute in bfloat16, the router in the dtype of ``gate``.
 
     Args:
         x: ``[..., H]`` bf16 or fp32, the layer's input.
@@ -137,8 +139,9 @@ def moe(
         return_routing: also return what :func:`load_balancing_loss` and statistics need.
 
     Returns:
-        y ``[..., H]`` in the dtype of ``x``; with ``return_routing`` the tuple ``(y, logits, routing)``: the router's
-        logits ``[T, E]`` (T the product of the leading dimensions) and the :class:`Routing`.
+        y ``[..., H]`` in the dtype of ``x`` (under autocast bfloat16, or float32 with a float32 ``residual``); with
+        ``return_routing`` the tuple ``(y, logits, routing)``: the router's logits ``[T, E]`` (T the product of the
+        leading dimensions) and the :class:`Routing`.
 
     Raises:
         RuntimeError, ValueError: shapes or dtypes that do not fit, named by the op that found them.
@@ -148,7 +151,8 @@ def moe(
             f"moe: gate has shape {list(gate.shape)} and x {list(x.shape)}; required: gate [E, H] and x [..., H]"
         )
     tokens = x.reshape(-1, x.shape[-1])
-    logits = F.linear(tokens.to(gate.dtype), gate)
+    with torch.autocast(x.device.type, enabled=False):  # rounded logits would send tokens elsewhere
+        logits = F.linear(tokens.to(gate.dtype), gate)
     routing = route(
         logits,
         top_k,

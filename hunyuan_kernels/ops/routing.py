@@ -1,5 +1,6 @@
 """From router logits, or someone else's expert ids, to rows of an expert-major batch."""
 
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +68,8 @@ def route(
         overflow: ``"recycle"`` or ``"drop"``: what happens to assignments past the capacity. Without one, nothing.
         seed: of the permutation: an int, or an int64 tensor of one element, read on the device so that a captured graph
             can change it. None draws one from torch's default generator when it is needed.
-        renormalize: divide the weights by their sum over the chosen; None: for k > 1 only.
+        renormalize: divide the weights by their sum over the chosen; None: for k > 1 only. With k = 1 that makes every
+            weight 1, which recycling would mix with the probabilities of the recycled: the combination is refused.
         num_tokens: int32 tensor of one element, read on the device: tokens at and past it are padding, with expert -1,
             weight 0 and no row; they take no capacity and are not counted. Values outside ``[0, T]`` are clamped.
 
@@ -75,9 +77,10 @@ def route(
         :class:`Routing`. A dropped assignment keeps its expert and weight, with row -1.
 
     Raises:
-        RuntimeError: a wrong dtype, device or shape; ``top_k`` outside 1 to E; a negative capacity; recycling with k >
-            1 and a capacity; T * k or E * C of 2^31 or more.
+        RuntimeError: a wrong dtype, device or shape; ``top_k`` outside 1 to E; a negative capacity; recycling with a
+            capacity and k > 1 or ``renormalize=True``; T * k or E * C of 2^31 or more.
         ValueError: an unknown ``overflow``.
+        TypeError: a ``seed`` that is neither an integer nor a tensor.
 
     Differentiable: from ``weights`` to ``logits``. Experts and rows are constants of that gradient.
 
@@ -101,12 +104,18 @@ def _routing(outputs: tuple[Tensor, ...]) -> Routing:
 
 
 def _seed_tensor(seed: int | None, like: Tensor, needed: bool) -> Tensor:
-    if not needed:
-        return torch.zeros(1, dtype=torch.int64, device=like.device)
+    if seed is None and not needed:
+        seed = 0
     if seed is None:
         return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=like.device)
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise TypeError(
+            f"route: seed is {seed!r} ({type(seed).__name__}); allowed: an int, an int64 tensor of one element, or None"
+        ) from None
     # Any 64 bits are a seed, whether written with or without a sign.
-    return torch.full((1,), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=like.device)
+    return torch.full((1,), (number + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=like.device)
 
 
 def routing_from_ids(
@@ -223,6 +232,10 @@ def _(
         not (recycle and capacity is not None and top_k > 1),
         lambda: f"route: overflow is 'recycle' with top_k = {top_k} and a capacity; pass overflow='drop'",
     )
+    torch._check(
+        not (recycle and capacity is not None and renormalize),
+        lambda: "route: renormalize is True with overflow='recycle' and a capacity; pass overflow='drop'",
+    )
     return _fake_routing(logits, logits.shape[0], top_k, logits.shape[1], capacity)
 
 
@@ -310,6 +323,55 @@ def _loss_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return ops.load_balancing_loss_backward(grad, logits, demand, num_tokens), None, None
 
 
+# Second derivatives, by differentiating the gradients' formulas in PyTorch: a rare wish, not worth kernels.
+
+
+def _save_all(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
+    ctx.renormalize = next((x for x in inputs if isinstance(x, bool)), False)
+    ctx.save_for_backward(*tensors)
+
+
+def _counted(logits: Tensor, num_tokens: Tensor | None) -> Tensor:
+    """[T, 1], true where a token is not padding."""
+    tokens = torch.arange(logits.shape[0], device=logits.device)[:, None]
+    return tokens < (logits.shape[0] if num_tokens is None else num_tokens)
+
+
+def _route_second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_weights, logits, expert_ids, _weights, num_tokens = ctx.saved_tensors
+    with torch.enable_grad():
+        inputs = grad_weights.detach().requires_grad_(), logits.detach().requires_grad_()
+        chosen = expert_ids.long().clamp(min=0)
+        p = inputs[1].float().softmax(1)
+        w = p.gather(1, chosen)
+        if ctx.renormalize:
+            w = w / w.sum(1, keepdim=True)
+        dot = (inputs[0] * w).sum(1, keepdim=True)
+        spread = torch.zeros_like(p).scatter(1, chosen, w) if ctx.renormalize else p
+        formula = torch.zeros_like(p).scatter(1, chosen, inputs[0] * w) - dot * spread
+        formula = torch.where(_counted(logits, num_tokens), formula, 0.0)
+        by_grad_weights, by_logits = torch.autograd.grad(formula, inputs, grad.float())
+    return by_grad_weights, by_logits, None, None, None, None
+
+
+def _loss_second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_loss, logits, demand, num_tokens = ctx.saved_tensors
+    counted = _counted(logits, num_tokens)
+    tokens = counted.sum().clamp(min=1)
+    with torch.enable_grad():
+        inputs = grad_loss.detach().requires_grad_(), logits.detach().requires_grad_()
+        p, fractions = inputs[1].float().softmax(1), demand.float() / tokens
+        formula = p * (fractions - (p * fractions).sum(1, keepdim=True))
+        formula = torch.where(counted, formula, 0.0) * inputs[0] * (logits.shape[1] / tokens)
+        by_grad_loss, by_logits = torch.autograd.grad(formula, inputs, grad.float())
+    return by_grad_loss, by_logits, None, None
+
+
 torch.library.register_autograd(qualified("route"), _route_backward, setup_context=_route_setup)
 torch.library.register_autograd(qualified("routing_from_ids"), _from_ids_backward, setup_context=_from_ids_setup)
 torch.library.register_autograd(qualified("load_balancing_loss"), _loss_backward, setup_context=_loss_setup)
+torch.library.register_autograd(qualified("route_backward"), _route_second_backward, setup_context=_save_all)
+torch.library.register_autograd(
+    qualified("load_balancing_loss_backward"), _loss_second_backward, setup_context=_save_all
+)

@@ -26,10 +26,14 @@ def moe_from_routing(
     """
     x64 = x.double()
     y = torch.zeros_like(x64)
-    gate_up, down = (w.double() for w in experts)
+    gate_up, down = experts
     for e in range(gate_up.shape[0]):
         token, choice = torch.nonzero((expert_ids == e) & (rows >= 0), as_tuple=True)
-        y.index_add_(0, token, weights[token, choice, None].double() * swiglu_mlp(x64[token], gate_up[e], down[e]))
+        y.index_add_(
+            0,
+            token,
+            weights[token, choice, None].double() * swiglu_mlp(x64[token], gate_up[e].double(), down[e].double()),
+        )
     if shared is not None:
         y = y + swiglu_mlp(x64, shared[0].double(), shared[1].double())
     if residual is not None:

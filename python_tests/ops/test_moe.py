@@ -95,15 +95,47 @@ def test_fp8_experts(activations):
     assert (hk.moe(x, gate, wrong, shared).double() - exact).norm() / exact.norm() > 0.2
 
 
+def test_autocast():
+    """fp32 parameters, bf16 experts; the router stays in fp32, so tokens go where they went."""
+    x, gate, experts, shared = make()
+    options = {"capacity": 12, "seed": 3, "return_routing": True}
+    with torch.autocast("cpu", torch.bfloat16):
+        y, logits, routing = hk.moe(x, gate, experts, shared, residual=x, **options)
+        assert hk.moe(x, gate, experts).dtype == torch.bfloat16
+    _, exact_logits, exact_routing = hk.moe(x, gate, experts, shared, **options)
+    assert y.dtype == torch.float32
+    assert torch.equal(logits, exact_logits)
+    assert torch.equal(routing.rows, exact_routing.rows)
+    torch.testing.assert_close(y.double(), want(x, routing, experts, shared, x), rtol=2e-2, atol=2e-2)
+    inputs = [t.requires_grad_() for t in (x, gate, *experts, *shared)]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = hk.moe(x, gate, experts, shared, residual=x, capacity=12, seed=3)
+    for tensor, grad in zip(inputs, torch.autograd.grad(y.square().mean(), inputs), strict=True):
+        assert grad.dtype == tensor.dtype
+        assert grad.isfinite().all()
+        assert grad.any()
+
+
+def test_autocast_of_fp8_experts():
+    x, gate, experts, _ = make()
+    quantized = [hk.quantize_fp8(w, "tensor") for w in experts]
+    fp8 = hk.Fp8Experts(*(q for q, _ in quantized), *(scale for _, scale in quantized))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = hk.moe(x, gate, fp8)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), hk.moe(x, gate, fp8), rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("options", [{"capacity": 12, "seed": 3}, {"top_k": 3}], ids=str)
-def test_compiles_as_one_graph(options):
+def test_compiles_as_one_graph(options, backend):
     x, gate, experts, shared = make()
     inputs = [t.requires_grad_() for t in (x, gate, *experts, *shared)]
 
     def layer(x, gate, gate_up, down, shared_gate_up, shared_down):
         return hk.moe(x, gate, (gate_up, down), (shared_gate_up, shared_down), **options)
 
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
     got, expected = compiled(*inputs), layer(*inputs)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     grad = torch.randn_like(got)

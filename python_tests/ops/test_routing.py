@@ -403,3 +403,34 @@ INT = torch.zeros(1, dtype=torch.int32)
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_recycling_refuses_renormalized_weights():
+    """Kept tokens would weigh 1 and recycled ones p, which no gradient of the weights describes."""
+    logits = torch.randn(8, 4)
+    with pytest.raises(RuntimeError, match=r"route: renormalize is True with overflow='recycle' and a capacity"):
+        hk.route(logits, 1, capacity=2, renormalize=True, seed=0)
+    for allowed in ({"overflow": "drop"}, {"capacity": None}):
+        weights = hk.route(logits, 1, **{"capacity": 2, "renormalize": True} | allowed).weights
+        torch.testing.assert_close(weights, torch.ones(8, 1))
+
+
+@pytest.mark.parametrize("seed", [1.5, "7", 2.0])
+@pytest.mark.parametrize("capacity", [2, None])
+def test_seed_is_an_integer(seed, capacity):
+    with pytest.raises(TypeError, match="route: seed is"):
+        hk.route(torch.randn(8, 4), 1, capacity=capacity, seed=seed)
+
+
+@pytest.mark.parametrize("isa", supported_instruction_sets())
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_gradient_of_a_row_with_nan(isa, renormalize):
+    """As torch's softmax: the row with the NaN has no gradient but NaN, the others keep theirs."""
+    logits = torch.randn(5, 7)
+    logits[2, 3] = float("nan")
+    logits.requires_grad_()
+    with instruction_set(isa):
+        weights = hk.route(logits, 2, renormalize=renormalize).weights
+        (grad,) = torch.autograd.grad(weights, logits, torch.randn(5, 2))
+    assert grad[2].isnan().all()
+    assert grad[[0, 1, 3, 4]].isfinite().all()

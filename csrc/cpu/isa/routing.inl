@@ -155,7 +155,7 @@ void weights_backward(const LogitRows& logits, int64_t token, int64_t top_k, boo
   float dot = 0.0f;
   for (int64_t j = 0; j < top_k; ++j) dot += grad_weights[j] * weights[j];
   if (renormalize) {
-    for (int64_t e = 0; e < logits.experts; ++e) p[e] = 0.0f;
+    for (int64_t e = 0; e < logits.experts; ++e) p[e] = 0.0f * dot;  // NaN weights make the whole row NaN
     for (int64_t j = 0; j < top_k; ++j) p[ids[j]] = weights[j] * (grad_weights[j] - dot);
   } else {
     softmax_row(logits, token, p);
