@@ -27,7 +27,8 @@ def _load() -> None:
         reason = error.__cause__ or error  # torch's own message leaves the loader's out
         raise ImportError(
             f"hunyuan_kernels: {LIBRARY.name} was built with the headers of torch {built_for} and does not load in "
-            f"torch {torch.__version__} (2.10 or newer is needed): {reason}. Run `hunyuan-kernels doctor`."
+            f"torch {torch.__version__} (2.10 or newer is needed): {reason}. Install such a torch, or build "
+            "again in this environment (./dev setup, or pip install --no-build-isolation .)."
         ) from error
 
 

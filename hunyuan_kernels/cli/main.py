@@ -105,8 +105,3 @@ def check(
         print(failure, file=sys.stderr)
     if failures:
         raise typer.Exit(1)
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app()
