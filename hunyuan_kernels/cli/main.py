@@ -15,7 +15,7 @@ from rich.table import Table
 from hunyuan_kernels._ops import LIBRARY, ops
 from hunyuan_kernels._version import __version__
 from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
-from hunyuan_kernels.testing.spec import OpSpec, all_specs
+from hunyuan_kernels.testing.spec import OpSpec, all_specs, verify
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 #: A terminal's width where there is one; wide enough for whole lines in a file.
@@ -90,10 +90,8 @@ def check(
             worst, count, failed = 0.0, 0, 0
             for case in spec.cases():
                 for seed in range(seeds):
-                    arguments = case.make(seed)
                     with instruction_set(isa):
-                        got = spec.function(**arguments)
-                    comparisons = spec.compare(arguments, got, spec.reference(**arguments))
+                        comparisons = verify(spec, case, seed)
                     count += 1
                     worst = max([worst, *(c.max_ratio for c in comparisons)])
                     wrong = [c.message for c in comparisons if not c]

@@ -65,7 +65,8 @@ def fp8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | N
     """
     torch._check(x.dim() >= 1, lambda: "fp8_linear: x has no dimensions; required: [..., K]")
     x = to_autocast(x)
-    out = ops.fp8_linear(x.reshape(-1, x.shape[-1]), weight, weight_scale)
+    rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)  # reshape(-1, K) is ambiguous for K = 0
+    out = ops.fp8_linear(rows, weight, weight_scale)
     out = out.reshape(*x.shape[:-1], weight.shape[0])
     return out if bias is None else out + bias
 

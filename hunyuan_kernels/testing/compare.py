@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 #: Unit roundoff (half the spacing at 1) of each floating dtype that ops return.
-UNIT_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+UNIT_ROUNDOFF = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+    torch.float8_e4m3fn: 2.0**-4,
+}
 
 
 @dataclass(frozen=True)

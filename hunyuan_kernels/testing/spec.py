@@ -34,8 +34,11 @@ class OpSpec:
     ``function`` and ``reference`` take the same keyword arguments. ``compare`` gets them, what ``function`` returned
     and what ``reference`` returned, and judges every output (one :class:`Comparison` each). ``cases`` are small and
     awkward, for correctness; ``bench_cases(preset)`` are real sizes, ``preset`` being one of :data:`PRESETS` or None
-    for sizes that suit any machine. ``baselines`` map a name to a function with the same arguments: what a good PyTorch
-    user would write today. Names that start with ``naive`` are shown but not judged by.
+    for sizes that suit any machine: the first of those is small enough for a report on all ops in a minute.
+    ``baselines`` map a name to a function with the same arguments: what a good PyTorch user would write today; one
+    raises NotImplementedError for a case that PyTorch has nothing for. Names that start with ``naive`` are shown but
+    not judged by. ``sample`` cuts a call and its result down to some columns, for sizes whose reference would take
+    minutes.
     """
 
     name: str
@@ -47,6 +50,19 @@ class OpSpec:
     bench_cases: Callable[[str | None], list[Case]]
     work: Callable[[Arguments], Work]
     baselines: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    sample: Callable[[Arguments, Any], tuple[Arguments, Any]] | None = None
+
+
+def verify(spec: OpSpec, case: Case, seed: int = 0, *, sampled: bool = False) -> list[Comparison]:
+    """Runs one case and compares every output with the reference, or with ``sampled`` the spec's sample of them.
+
+    The op gets inputs of its own, so that what it changes in place cannot reach the reference.
+    """
+    got = spec.function(**case.make(seed))
+    arguments = case.make(seed)
+    if sampled and spec.sample is not None:
+        arguments, got = spec.sample(arguments, got)
+    return spec.compare(arguments, got, spec.reference(**arguments))
 
 
 PRESETS = ("hunyuan-large", "hunyuan-a13b")

@@ -10,7 +10,6 @@ import hunyuan_kernels as hk
 from hunyuan_kernels.reference import grouped_gemm as reference
 from hunyuan_kernels.testing.compare import compare_bounded, compare_exact
 from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
-from hunyuan_kernels.testing.spec import Case, OpSpec
 from hunyuan_kernels.testing.specs.grouped_gemm import (
     DTYPES,
     SPECS,
@@ -21,18 +20,6 @@ from hunyuan_kernels.testing.specs.grouped_gemm import (
 
 every_instruction_set = pytest.mark.parametrize("isa", supported_instruction_sets())
 every_case = [pytest.param(spec, case, id=f"{spec.name}: {case.label}") for spec in SPECS for case in spec.cases()]
-
-
-@every_instruction_set
-@pytest.mark.parametrize(("spec", "case"), every_case)
-def test_matches_the_reference(spec: OpSpec, case: Case, isa: str):
-    arguments = case.make(0)
-    want = spec.reference(**arguments)
-    before = {name: tensor.clone() for name, tensor in arguments.items()}
-    with instruction_set(isa):
-        got = spec.function(**arguments)
-    for comparison in spec.compare(before, got, want):
-        assert comparison, comparison.message
 
 
 @settings(max_examples=60, deadline=None)

@@ -25,14 +25,6 @@ def check(spec, arguments):
     return got
 
 
-@pytest.mark.parametrize("isa", supported_instruction_sets())
-@pytest.mark.parametrize(("spec", "case"), ALL_CASES, ids=lambda value: getattr(value, "label", None) or value.name)
-def test_cases(spec, case, isa):
-    with instruction_set(isa):
-        for seed in (0, 1):
-            check(spec, case.make(seed))
-
-
 @given(
     tokens=st.sampled_from([0, 1, 2, 15, 16, 17, 63, 300]),
     experts=st.integers(1, 40),

@@ -141,15 +141,16 @@ def compare_swiglu(arguments: Arguments, got: Tensor, want: Tensor) -> list[Comp
 # ---- benchmarks -----------------------------------------------------------------------------------------------------
 
 # experts, N (2I for SwiGLU), K. Hunyuan-Large has 16 experts: 4 of them fit a small machine.
-_MODELS = {"hunyuan-large": (4, 36608, 6400), "hunyuan-a13b": (16, 6144, 4096), None: (16, 2048, 1024)}
+MODELS = {"hunyuan-large": (4, 36608, 6400), "hunyuan-a13b": (16, 6144, 4096), None: (16, 1024, 512)}
+_GROUPS = {"hunyuan-large": (1, 8, 64), "hunyuan-a13b": (1, 8, 32, 128, 512), None: (16, 1, 128, 512)}
 
 
 def _bench_cases(preset: str | None, name: str) -> list[Case]:
-    experts, rows, columns = _MODELS[preset]
+    experts, rows, columns = MODELS[preset]
     dtypes = DTYPES if preset is None else (torch.bfloat16,)
     cases = []
     for dtype in dtypes:
-        for group in (1, 8, 64) if preset == "hunyuan-large" else (1, 8, 32, 128, 512):
+        for group in _GROUPS[preset]:
 
             def make(seed: int, g: int = group, d: Any = dtype) -> Arguments:
                 return make_arguments([g] * experts, rows, columns, d, seed, name=name)
@@ -175,8 +176,27 @@ def _linear_per_expert(a: Tensor, b: Tensor, expert_offsets: Tensor) -> Tensor:
     return out
 
 
+def _fp32_linear_per_expert(a: Tensor, b: Tensor, expert_offsets: Tensor) -> Tensor:
+    """For CPUs without bf16 instructions, where PyTorch's bf16 products are slow."""
+    if a.dtype == torch.float32:
+        raise NotImplementedError("the operands are fp32 already")
+    out = a.new_zeros(a.shape[0], b.shape[1])
+    for e, (start, end) in enumerate(pairwise(expert_offsets.tolist())):
+        if end > start:
+            out[start:end] = F.linear(a[start:end].float(), b[e].float())
+    return out
+
+
 def _grouped_mm(a: Tensor, b: Tensor, expert_offsets: Tensor) -> Tensor:
     return F.grouped_mm(a, b.mT, offs=expert_offsets[1:])
+
+
+#: What PyTorch offers for the rows of all experts.
+EXPERT_PRODUCTS = {
+    "F.linear per expert": _linear_per_expert,
+    "F.grouped_mm": _grouped_mm,
+    "F.linear in fp32": _fp32_linear_per_expert,
+}
 
 
 def _with_swiglu(multiply: Any) -> Any:
@@ -194,6 +214,13 @@ def _wgrad_per_expert(grad_b: Tensor, grad_out: Tensor, a: Tensor, expert_offset
     return grad_b
 
 
+def _fp32_wgrad_per_expert(grad_b: Tensor, grad_out: Tensor, a: Tensor, expert_offsets: Tensor) -> Tensor:
+    for e, (start, end) in enumerate(pairwise(expert_offsets.tolist())):
+        if end > start:
+            grad_b[e].addmm_(grad_out[start:end].float().T, a[start:end].float())
+    return grad_b
+
+
 def _wgrad(grad_b: Tensor, grad_out: Tensor, a: Tensor, expert_offsets: Tensor) -> Tensor:
     hk.grouped_gemm_wgrad_(grad_b, grad_out, a, expert_offsets)
     return grad_b
@@ -201,13 +228,14 @@ def _wgrad(grad_b: Tensor, grad_out: Tensor, a: Tensor, expert_offsets: Tensor) 
 
 def _wgrad_bench_cases(preset: str | None) -> list[Case]:
     """fp32 gradients: a small share of the model's experts."""
-    experts, rows, columns = _MODELS[preset]
+    experts, rows, columns = MODELS[preset]
     experts = max(1, experts // 8)
 
     def make_for(group: int) -> Any:
         def make(seed: int) -> Arguments:
             arguments = make_arguments([group] * experts, rows, columns, torch.bfloat16, seed)
-            grad_out = torch.randn(group * experts, rows).bfloat16()
+            generator = torch.Generator().manual_seed(seed + 1)
+            grad_out = torch.randn(group * experts, rows, generator=generator).bfloat16()
             grad_b = torch.zeros(experts, rows, columns)
             operands = {k: arguments[k] for k in ("a", "expert_offsets")}
             return {"grad_b": grad_b, "grad_out": grad_out, **operands}
@@ -224,6 +252,25 @@ def _wgrad_work(arguments: Arguments) -> Work:
     return Work(flops=2.0 * rows * a.shape[1] * grad_out.shape[1], bytes=moved)
 
 
+def _sample_columns(arguments: Arguments, got: Tensor) -> tuple[Arguments, Tensor]:
+    """The first 128 columns of the output alone."""
+    return {**arguments, "b": arguments["b"][:, :128]}, got[:, :128]
+
+
+def _sample_wgrad(arguments: Arguments, got: Tensor) -> tuple[Arguments, Tensor]:
+    fewer = {"grad_b": arguments["grad_b"][:, :128], "grad_out": arguments["grad_out"][:, :128]}
+    return {**arguments, **fewer}, got[:, :128]
+
+
+def first_of_halves(rows: Tensor) -> Tensor:
+    """The first 128 of the gate rows and of the up rows, which lie along dimension 1."""
+    return torch.cat([half[:, :128] for half in rows.chunk(2, dim=1)], dim=1)
+
+
+def _sample_swiglu(arguments: Arguments, got: Tensor) -> tuple[Arguments, Tensor]:
+    return {**arguments, "gate_up": first_of_halves(arguments["gate_up"])}, got[:, :128]
+
+
 SPECS = [
     OpSpec(
         name="grouped_gemm",
@@ -234,7 +281,8 @@ SPECS = [
         cases=grouped_gemm_cases,
         bench_cases=lambda preset: _bench_cases(preset, "b"),
         work=lambda arguments: _work(arguments, arguments["b"], arguments["b"].shape[1]),
-        baselines={"F.linear per expert": _linear_per_expert, "F.grouped_mm": _grouped_mm},
+        baselines=EXPERT_PRODUCTS,
+        sample=_sample_columns,
     ),
     OpSpec(
         name="grouped_gemm_wgrad_",
@@ -245,7 +293,8 @@ SPECS = [
         cases=wgrad_cases,
         bench_cases=_wgrad_bench_cases,
         work=_wgrad_work,
-        baselines={"matmul per expert": _wgrad_per_expert},
+        baselines={"matmul per expert": _wgrad_per_expert, "addmm_ in fp32": _fp32_wgrad_per_expert},
+        sample=_sample_wgrad,
     ),
     OpSpec(
         name="grouped_swiglu",
@@ -256,9 +305,7 @@ SPECS = [
         cases=grouped_swiglu_cases,
         bench_cases=lambda preset: _bench_cases(preset, "gate_up"),
         work=lambda arguments: _work(arguments, arguments["gate_up"], arguments["gate_up"].shape[1] // 2),
-        baselines={
-            "F.linear per expert": _with_swiglu(_linear_per_expert),
-            "F.grouped_mm": _with_swiglu(_grouped_mm),
-        },
+        baselines={name: _with_swiglu(multiply) for name, multiply in EXPERT_PRODUCTS.items()},
+        sample=_sample_swiglu,
     ),
 ]

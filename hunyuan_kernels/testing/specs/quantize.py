@@ -50,7 +50,7 @@ def _work(arguments: Arguments) -> Work:
     return Work(flops=0.0, bytes=x.numel() * (x.element_size() + 1.0))
 
 
-def _torch_eager(x: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
+def eager_quantize(x: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     """What one writes in PyTorch today, for shapes that divide: amax, division, cast."""
     rows, columns = (size or whole for size, whole in zip(reference.BLOCKS[recipe], x.shape[-2:], strict=True))
     if x.dim() != 2 or x.shape[0] % rows or x.shape[1] % columns:
@@ -70,6 +70,6 @@ SPECS = [
         cases=_cases,
         bench_cases=_bench_cases,
         work=_work,
-        baselines={"torch eager": _torch_eager},
+        baselines={"torch eager": eager_quantize},
     )
 ]

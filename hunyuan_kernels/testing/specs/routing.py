@@ -95,6 +95,7 @@ def _bench_sizes(preset: str | None) -> list[tuple[int, int, int, int | None, st
     if preset == "hunyuan-a13b":
         return [(tokens, 64, 8, None, "even") for tokens in (1, 128, 8192)]
     return [
+        (2048, 16, 1, 128, "zipf"),
         (128, 16, 1, 8, "even"),
         (8192, 16, 1, 512, "even"),
         (8192, 16, 1, 512, "zipf"),
@@ -139,7 +140,7 @@ def index_based_route(
     seed: int = 0,
     num_tokens: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """What a good PyTorch user writes today: indices, no masks. Ids, weights, token ids, offsets."""
+    """What a good PyTorch user writes today: indices, no masks. Ids, weights, assignments sorted by expert, offsets."""
     tokens, experts = logits.shape
     p = logits.float().softmax(1)
     weights, ids = p.topk(top_k, dim=1)
@@ -165,7 +166,7 @@ def index_based_route(
             counts = kept_counts
     order = torch.argsort(flat, stable=True)
     offsets = F.pad(counts.cumsum(0), (1, 0)).int()
-    return flat.view(top_k, tokens).t(), weights, order % max(tokens, 1), offsets
+    return flat.view(top_k, tokens).t(), weights, order, offsets
 
 
 def naive_one_hot_route(
@@ -224,7 +225,7 @@ def _ids_cases() -> list[Case]:
 
 
 def _ids_bench_cases(preset: str | None) -> list[Case]:
-    return [_ids_case(t, e, k) for t, e, k, _, _ in _bench_sizes(preset)[-2:]]
+    return [_ids_case(*sizes) for sizes in dict.fromkeys(sizes[:3] for sizes in _bench_sizes(preset))]
 
 
 def _ids_work(arguments: Arguments) -> Work:
