@@ -23,6 +23,7 @@ from hunyuan_kernels.ops import (
     route,
     routing_from_ids,
 )
+from hunyuan_kernels.simulator import simulated_gpu
 
 __all__ = [
     "Experts",
@@ -46,4 +47,5 @@ __all__ = [
     "quantize_fp8",
     "route",
     "routing_from_ids",
+    "simulated_gpu",
 ]

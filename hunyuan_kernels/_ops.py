@@ -1,7 +1,8 @@
 """Loads ``libhunyuan_kernels.so`` and names its operator namespace; the only place that does either."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -41,3 +42,30 @@ ops: Any = getattr(torch.ops, NAMESPACE)
 def qualified(name: str) -> str:
     """``name`` with the namespace, as ``torch.library`` wants it."""
     return f"{NAMESPACE}::{name}"
+
+
+class MissingKernelError(NotImplementedError):
+    """An op was called for a GPU, real or simulated, and has no CUDA kernel."""
+
+
+def _refusal(name: str) -> Callable[..., NoReturn]:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise MissingKernelError(
+            f"{name}: runs on the CPU only, it has no CUDA kernel yet. Call it with CPU tensors (.cpu()), and outside "
+            "simulated_gpu()"
+        )
+
+    return refuse
+
+
+def _refuse_missing_kernels() -> torch.library.Library:
+    """Makes every op that has a kernel for the CPU and none for CUDA say so when it is called for CUDA."""
+    library = torch.library.Library(NAMESPACE, "IMPL", "CUDA")
+    for full_name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU"):
+        name = full_name.removeprefix(f"{NAMESPACE}::")
+        if name != full_name and not torch._C._dispatch_has_kernel_for_dispatch_key(full_name, "CUDA"):
+            library.impl(name, _refusal(name))
+    return library
+
+
+_refusals = _refuse_missing_kernels()  # the registrations last as long as this object

@@ -205,7 +205,7 @@ std::tuple<Tensor, Tensor> grouped_swiglu_fp8_quantized(const Tensor& a, const T
   Tensor scale = out_scale ? empty({}, ScalarType::Float, in.a)
                            : empty_activation_scale(-1, rows, ceil_div(columns, kFp8ScaleBlock), in.a);
   cpu::QuantizeArguments arguments{};
-  arguments.recipe = out_scale ? cpu::QuantizeRecipe::tensor : cpu::QuantizeRecipe::block_1x128;
+  arguments.recipe = out_scale ? QuantizeRecipe::tensor : QuantizeRecipe::block_1x128;
   arguments.x = exact.const_data_ptr();
   arguments.dtype = DType::float32;
   arguments.matrices = 1, arguments.rows = rows, arguments.columns = columns, arguments.row_stride = columns;

@@ -1,13 +1,16 @@
-// The pybind11 module `_C`: what the build contains, and the simulator. It needs no torch; the ops do not need it.
+// The pybind11 module `_C`: what the build contains, plans, and the simulator. It needs no torch; the ops do not need
+// it.
 #include <pybind11/pybind11.h>
 
-#include "bindings/simulator_module.h"
+#include "bindings/python_module.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build information of hunyuan_kernels, and its PTX simulator.";
+  m.doc() = "Build information of hunyuan_kernels, its plans, and its PTX simulator.";
   hunyuan_kernels::register_simulator(m);
+  hunyuan_kernels::register_driver(m);
+  hunyuan_kernels::register_plans(m);
   m.def(
       "build_information",
       [] {

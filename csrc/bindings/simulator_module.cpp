@@ -1,5 +1,5 @@
 // Python surface of the simulator: hunyuan_kernels._C.simulator with Module, Gpu, TensorMap, Report and SimError.
-#include "bindings/simulator_module.h"
+#include "bindings/python_module.h"
 
 #include <pybind11/stl.h>
 
@@ -120,28 +120,29 @@ LaunchConfig to_config(const py::object& grid, const py::object& block, const py
   return config;
 }
 
-struct Gpu {
-  Device device;
-  std::vector<py::object> keep_alive;
+}  // namespace
 
-  void enqueue(const Module& module, const std::string& kernel, const py::object& grid, const py::object& block,
-               const py::object& cluster, int64_t smem_bytes, const py::sequence& args, bool programmatic) {
-    device.enqueue(module, kernel, to_config(grid, block, cluster, smem_bytes, programmatic), to_arguments(args));
-    keep_alive.push_back(py::cast(&module, py::return_value_policy::reference));
-    keep_alive.push_back(args);
-  }
-  std::vector<Report> synchronize() {
-    py::gil_scoped_release release;
-    return device.synchronize();
-  }
-  Report launch(const Module& module, const std::string& kernel, const py::object& grid, const py::object& block,
-                const py::object& cluster, int64_t smem_bytes, const py::sequence& args) {
-    const LaunchConfig config = to_config(grid, block, cluster, smem_bytes, false);
-    std::vector<Argument> arguments = to_arguments(args);
-    py::gil_scoped_release release;
-    return device.launch(module, kernel, config, std::move(arguments));
-  }
-};
+void Gpu::enqueue(const Module& module, const std::string& kernel, const py::object& grid, const py::object& block,
+                  const py::object& cluster, int64_t smem_bytes, const py::sequence& args, bool programmatic) {
+  device.enqueue(module, kernel, to_config(grid, block, cluster, smem_bytes, programmatic), to_arguments(args));
+  keep_alive.push_back(py::cast(&module, py::return_value_policy::reference));
+  keep_alive.push_back(args);
+}
+
+std::vector<Report> Gpu::synchronize() {
+  py::gil_scoped_release release;
+  return device.synchronize();
+}
+
+Report Gpu::launch(const Module& module, const std::string& kernel, const py::object& grid, const py::object& block,
+                   const py::object& cluster, int64_t smem_bytes, const py::sequence& args) {
+  const LaunchConfig config = to_config(grid, block, cluster, smem_bytes, false);
+  std::vector<Argument> arguments = to_arguments(args);
+  py::gil_scoped_release release;
+  return device.launch(module, kernel, config, std::move(arguments));
+}
+
+namespace {
 
 // Each entry: dict(gpu=, module=, kernel=, grid=, block=, cluster=, smem_bytes=, args=).
 std::vector<Report> launch_several(const py::list& launches) {

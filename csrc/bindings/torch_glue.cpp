@@ -58,6 +58,12 @@ std::string shape_text(const Tensor& tensor) {
   return shape_text(std::vector<int64_t>(tensor.sizes().begin(), tensor.sizes().end()));
 }
 
+std::string device_text(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
+  return "device type " + std::to_string(static_cast<int>(tensor.device().type()));
+}
+
 DType to_dtype(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float: return DType::float32;
@@ -72,8 +78,14 @@ DType to_dtype(ScalarType dtype) {
 }
 
 void check_cpu(const char* op, const char* argument, const Tensor& tensor) {
-  check(tensor.is_cpu(), op, argument, "must be on the CPU like the other arguments, but it is on device type ",
-        static_cast<int>(tensor.device().type()));
+  check(tensor.is_cpu(), op, argument, "must be on the CPU like the other arguments, but it is on ",
+        device_text(tensor));
+}
+
+void check_same_device(const char* op, const char* argument, const Tensor& tensor, const char* other_argument,
+                       const Tensor& other) {
+  check(tensor.device() == other.device(), op, argument, "is on ", device_text(tensor), ", but ", other_argument,
+        " is on ", device_text(other), "; they must be on the same device");
 }
 
 void check_dtype(const char* op, const char* argument, const Tensor& tensor,

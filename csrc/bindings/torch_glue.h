@@ -24,11 +24,14 @@ const ThreadPool& torch_threads();
 
 std::string dtype_name(ScalarType dtype);  // "bfloat16", "float8_e4m3fnuz", ...
 std::string shape_text(const std::vector<int64_t>& sizes);
-std::string shape_text(const Tensor& tensor);  // "[8, 4096]"
-DType to_dtype(ScalarType dtype);              // dtypes of common/dtype.h only; others are refused by check_dtype first
+std::string shape_text(const Tensor& tensor);   // "[8, 4096]"
+std::string device_text(const Tensor& tensor);  // "cpu", "cuda:0"
+DType to_dtype(ScalarType dtype);  // dtypes of common/dtype.h only; others are refused by check_dtype first
 
 // Each raises std::runtime_error "op: argument ..." with what was got and what is allowed.
 void check_cpu(const char* op, const char* argument, const Tensor& tensor);
+void check_same_device(const char* op, const char* argument, const Tensor& tensor, const char* other_argument,
+                       const Tensor& other);
 void check_dtype(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<ScalarType> allowed);
 void check_rank(const char* op, const char* argument, const Tensor& tensor, int64_t rank, const char* shape);
 // Sizes, with -1 for "any"; `shape` is the symbolic form for the message, such as "[S, K]".

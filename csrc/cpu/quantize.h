@@ -4,13 +4,9 @@
 
 #include "common/dtype.h"
 #include "common/parallel.h"
+#include "common/quantize_recipe.h"
 
 namespace hunyuan_kernels::cpu {
-
-// Which elements of a matrix share a scale.
-enum class QuantizeRecipe { tensor, row, block_1x128, block_128x128 };
-
-constexpr int64_t kScaleBlock = 128;
 
 // x[matrix][row][column] -> q (contiguous) and scale[matrix][row block][column block]; strides in elements, those of
 // dimensions that the recipe does not have are ignored.

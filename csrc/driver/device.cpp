@@ -83,7 +83,7 @@ CUlibrary Device::library(const std::string& stem) {
                              std::to_string(properties_.capability % 10) + ". Use CPU tensors there.");
   RelaxedCapture relaxed(table_);
   CUlibrary library = nullptr;
-  const void* code = table_.loads_ptx ? image->ptx.begin : image->cubin.begin;
+  const void* code = table_.is_simulator() ? image->ptx.begin : image->cubin.begin;
   CUresult result = table_.cuLibraryLoadData(&library, code, nullptr, nullptr, 0, nullptr, nullptr, 0);
   if (result != CUDA_SUCCESS) {
     int version = 0;
@@ -140,6 +140,14 @@ void Device::launch(const KernelLaunch& launch, CUstream stream, void** paramete
   auto function = reinterpret_cast<CUfunction>(kernel(launch));
   check_driver(table_, table_.cuLaunchKernelEx(&config, function, parameters, nullptr),
                "hunyuan_kernels: launch of " + launch.text());
+}
+
+void Device::declare_memory(const char* name, const void* address, uint64_t bytes, bool read_only) {
+  if (table_.declare_memory) table_.declare_memory(address, bytes, name, read_only);
+}
+
+void Device::finish_call(const std::string& what) {
+  if (table_.run_queue) check_driver(table_, table_.run_queue(), what);
 }
 
 }  // namespace hunyuan_kernels::driver

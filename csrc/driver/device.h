@@ -40,6 +40,11 @@ class Device {
   // `parameters` point at the kernel's arguments, in order. The device must be current.
   void launch(const KernelLaunch& launch, CUstream stream, void** parameters);
 
+  // What the simulator has to know and a GPU does not: the memory that the launches to come may touch, and that a call
+  // has made all of its launches.
+  void declare_memory(const char* name, const void* address, uint64_t bytes, bool read_only);
+  void finish_call(const std::string& what);
+
  private:
   CUkernel kernel(const KernelLaunch& launch);  // loads it at the first use
   CUlibrary library(const std::string& stem);

@@ -33,18 +33,20 @@ namespace hunyuan_kernels::driver {
      CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill))
 
 struct DriverTable {
-  bool loads_ptx;  // cuLibraryLoadData wants the PTX (simulator), not the cubin (GPU)
 #define HK_DECLARE(name, symbol, parameters) CUresult(*name) parameters;
   HK_DRIVER_FUNCTIONS(HK_DECLARE)
 #undef HK_DECLARE
+  // The rest is the simulator's; null for libcuda. A simulated kernel may touch exactly the memory that was declared
+  // since the queue ran last, and launches wait in the queue until it runs.
+  void (*declare_memory)(const void* address, uint64_t bytes, const char* name, bool read_only);
+  CUresult (*run_queue)();
+
+  bool is_simulator() const { return run_queue != nullptr; }
 };
 
 // libcuda's functions, opened at the first call. Raises, each time, with the reason and what to do about it when there
 // is no driver.
 const DriverTable& cuda_driver();
-
-// The simulator's functions. They act on simulator::current_device(), the device of the calling thread.
-const DriverTable& simulated_driver();
 
 // Raises std::runtime_error with the driver's own text: "<what>: <text> (CUDA error <number>)".
 void check_driver(const DriverTable& table, CUresult result, const std::string& what);

@@ -7,25 +7,18 @@
 namespace hunyuan_kernels::host {
 namespace {
 
-constexpr int64_t kBlock = 128;  // edge of the block recipes
 // Tensor recipe: blocks of 256 threads that an SM holds at 64 registers. More blocks than that would only lengthen the
 // list of partial maxima that every block of the second launch reads.
 constexpr int64_t kTensorBlocksPerSm = 4;
+constexpr uint32_t kThreadsPerBlock = 256;  // several small regions share a block of this size
+constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1, kMaxGridY = 65535;
 
-const char* recipe_name(QuantizeRecipe recipe) {
-  switch (recipe) {
-    case QuantizeRecipe::tensor: return "tensor";
-    case QuantizeRecipe::row: return "row";
-    case QuantizeRecipe::block_1x128: return "block_1x128";
-    case QuantizeRecipe::block_128x128: return "block_128x128";
-  }
-  return "";
-}
-
-uint32_t grid_size(int64_t blocks) {
-  check(blocks < (int64_t{1} << 31), "quantize_fp8", "x", "needs ", blocks,
-        " blocks; at most 2^31 - 1 can be launched");
-  return static_cast<uint32_t>(blocks);
+driver::Extent grid_of(int64_t blocks, int64_t matrices) {
+  check(blocks <= kMaxGridX, "quantize_fp8", "x", "needs ", blocks, " blocks for a matrix; a launch can have ",
+        kMaxGridX, ". Quantize it in parts");
+  check(matrices <= kMaxGridY, "quantize_fp8", "x", "has ", matrices, " matrices; a launch can take ", kMaxGridY,
+        ". Quantize them in parts");
+  return {static_cast<uint32_t>(blocks), static_cast<uint32_t>(matrices), 1};
 }
 
 // Threads for a row: 32 to 512, so that each takes about 4 vectors (enough loads in flight, few registers).
@@ -37,14 +30,15 @@ uint32_t row_threads(int64_t vectors) {
 
 void plan_regions(QuantizePlan& plan, int64_t region_rows, int64_t region_columns, uint32_t threads,
                   const std::string& suffix) {
-  plan.regions_per_row = region_columns ? ceil_div(plan.columns, region_columns) : 1;
-  plan.regions = ceil_div(plan.rows, region_rows) * plan.regions_per_row;
-  if (plan.regions == 0) return;
-  const uint32_t per_block = static_cast<uint32_t>(minimum(maximum(256 / threads, 1), plan.regions));
+  const int64_t column_regions = region_columns ? ceil_div(plan.columns, region_columns) : 1;
+  plan.row_regions = ceil_div(plan.rows, region_rows);
+  if (plan.problem.matrices * plan.row_regions * column_regions == 0) return;
+  plan.column_regions = static_cast<uint32_t>(column_regions);
+  const uint32_t per_block = static_cast<uint32_t>(minimum(maximum(kThreadsPerBlock / threads, 1), plan.row_regions));
   driver::KernelLaunch launch;
   launch.stem = "quantize";
-  launch.kernel = std::string("quantize_") + recipe_name(plan.problem.recipe) + suffix;
-  launch.grid.x = grid_size(ceil_div(plan.regions, per_block));
+  launch.kernel = std::string("quantize_") + name_of(plan.problem.recipe) + suffix;
+  launch.grid = grid_of(ceil_div(plan.row_regions, per_block) * column_regions, plan.problem.matrices);
   launch.block = {threads, per_block, 1};
   plan.launches.push_back(launch);
 }
@@ -52,16 +46,19 @@ void plan_regions(QuantizePlan& plan, int64_t region_rows, int64_t region_column
 void plan_tensor(QuantizePlan& plan, int64_t per_vector, const driver::DeviceProperties& device,
                  const std::string& suffix) {
   const int64_t piece = kernels::kQuantizeTensorThreads * kernels::kQuantizeVectors * per_vector;
-  plan.regions_per_row = maximum(ceil_div(plan.columns, piece), 1);
-  plan.regions = plan.columns ? plan.rows * plan.regions_per_row : 0;
-  if (plan.regions == 0 && plan.problem.is_static) return;
-  const int64_t blocks = maximum(minimum(plan.regions, device.sms * kTensorBlocksPerSm), 1);
+  const int64_t column_regions = maximum(ceil_div(plan.columns, piece), 1);
+  plan.row_regions = plan.columns ? plan.rows : 0;
+  const int64_t pieces = plan.row_regions * column_regions, matrices = plan.problem.matrices;
+  if (matrices == 0 || (pieces == 0 && plan.problem.is_static)) return;
+  plan.column_regions = static_cast<uint32_t>(column_regions);
+  grid_of(pieces, matrices);  // the kernel counts pieces in 32 bits
+  const int64_t resident = maximum(device.sms * kTensorBlocksPerSm / matrices, 1);
   driver::KernelLaunch launch;
   launch.stem = "quantize";
-  launch.grid.x = grid_size(blocks);
+  launch.grid = grid_of(maximum(minimum(pieces, resident), 1), matrices);
   launch.block.x = kernels::kQuantizeTensorThreads;
   if (!plan.problem.is_static) {
-    plan.workspace_bytes = blocks * static_cast<int64_t>(sizeof(uint32_t));
+    plan.workspace_bytes = int64_t{launch.grid.x} * matrices * static_cast<int64_t>(sizeof(uint32_t));
     launch.kernel = "quantize_tensor_amax" + suffix;
     plan.launches.push_back(launch);
   }
@@ -82,24 +79,27 @@ QuantizePlan plan_quantize(const QuantizeProblem& problem, const driver::DeviceP
   // The kernels without a suffix read whole vectors only: rows that start at multiples of 16 bytes and end at one.
   const int64_t size = element_size(problem.dtype), per_vector = 16 / size;
   const bool whole = problem.alignment >= 16 && plan.columns % per_vector == 0 &&
-                     (plan.rows <= 1 || plan.row_stride % per_vector == 0);
+                     (plan.rows <= 1 || plan.row_stride % per_vector == 0) &&
+                     (problem.matrices <= 1 || problem.matrix_stride % per_vector == 0);
   const std::string suffix =
       std::string(problem.dtype == DType::bfloat16 ? "_bfloat16" : "_float32") + (whole ? "" : "_any");
-  const uint32_t block_vectors = static_cast<uint32_t>(kBlock / per_vector);
+  const uint32_t block_vectors = static_cast<uint32_t>(kScaleBlock / per_vector);
   switch (problem.recipe) {
     case QuantizeRecipe::tensor: plan_tensor(plan, per_vector, device, suffix); break;
     case QuantizeRecipe::row: plan_regions(plan, 1, 0, row_threads(ceil_div(plan.columns, per_vector)), suffix); break;
-    case QuantizeRecipe::block_1x128: plan_regions(plan, 1, kBlock, block_vectors, suffix); break;
+    case QuantizeRecipe::block_1x128: plan_regions(plan, 1, kScaleBlock, block_vectors, suffix); break;
     case QuantizeRecipe::block_128x128:
-      plan_regions(plan, kBlock, kBlock, kBlock * block_vectors / kernels::kQuantizeVectors, suffix);
+      plan_regions(plan, kScaleBlock, kScaleBlock, kScaleBlock * block_vectors / kernels::kQuantizeVectors, suffix);
       break;
   }
   return plan;
 }
 
 std::string QuantizePlan::text() const {
-  std::string text = "quantize_fp8 " + std::string(recipe_name(problem.recipe)) + " [" + std::to_string(problem.rows) +
-                     ", " + std::to_string(problem.columns) + "]: " + std::to_string(regions) + " regions";
+  std::string text = "quantize_fp8 " + std::string(name_of(problem.recipe)) + " [" + std::to_string(problem.matrices) +
+                     ", " + std::to_string(problem.rows) + ", " + std::to_string(problem.columns) +
+                     "]: " + std::to_string(row_regions) + " x " + std::to_string(column_regions) +
+                     " regions per matrix";
   if (workspace_bytes) text += ", workspace " + std::to_string(workspace_bytes) + " bytes";
   for (const driver::KernelLaunch& launch : launches) text += "\n  " + launch.text();
   return text;
@@ -114,10 +114,13 @@ void launch_quantize(const QuantizePlan& plan, const QuantizePointers& pointers,
   arguments.partial_amax = static_cast<uint32_t*>(pointers.workspace);
   arguments.rows = plan.rows;
   arguments.columns = plan.columns;
+  arguments.matrix_stride = plan.problem.matrix_stride;
   arguments.row_stride = plan.row_stride;
-  arguments.regions = plan.regions;
-  arguments.regions_per_row = plan.regions_per_row;
-  arguments.num_partials = static_cast<int32_t>(plan.workspace_bytes / static_cast<int64_t>(sizeof(uint32_t)));
+  arguments.scale_matrix_stride = pointers.scale_matrix_stride;
+  arguments.scale_row_stride = pointers.scale_row_stride;
+  arguments.scale_column_stride = pointers.scale_column_stride;
+  arguments.row_regions = plan.row_regions;
+  arguments.column_regions = plan.column_regions;
   void* parameters[] = {&arguments};
   for (const driver::KernelLaunch& launch : plan.launches) stream.launch(launch, parameters);
 }

@@ -1,19 +1,27 @@
 // quantize_fp8:  amax = max |x| over the finite x of a region,  scale = amax / 448 (1 when that is below 2^-126),
 //                q = e4m3(x / scale), true division, nearest even, saturating, NaN kept with its sign.
 //
-// Shapes    x [rows, columns] bf16 or fp32, columns contiguous, any row stride; q [rows, columns]; one scale per
-// region. Regions   row: a row; block_1x128 and block_128x128: that tile, cut off at the edges; tensor: everything.
-// Threads   blockDim = (threads of a region, regions of a block). Thread t takes the 16-byte vectors t, t + threads,
-// ...
-//           of its region, row by row, and keeps them in registers: x is read once. Only a row of more than
-//           8 * 512 vectors (32768 bf16, 16384 fp32) is read twice.
-// tensor    two launches; block b takes the pieces b, b + grid, ... of x. The first writes one maximum per block, the
-//           second begins with the maximum of those: no atomics, no memory to clear. It may start before the first has
-//           ended (programmatic dependent launch). x is read twice.
-// Stores    8 bytes (bf16) or 4 (fp32) per lane and vector, contiguous over a warp.
-// Variants  <kernel>: every row starts at a multiple of 16 bytes and holds whole vectors. <kernel>_any: no condition;
-// reads
-//           and writes element by element.
+// Shapes:   x [matrices, rows, columns] bf16 or fp32, columns contiguous, any other strides; q of the same shape,
+//           contiguous; one scale per region, any strides.
+//
+// Regions:  row: a row; block_1x128, block_128x128: that tile, cut off at the edges; tensor: a matrix.
+//
+// Threads:  blockDim = (threads of a region, regions of a block). The regions of a block lie below each other, so that
+//           scales which are stored M-major leave in whole sectors; blockIdx.x runs along a row first; blockIdx.y is
+//           the matrix. Thread t takes the 16-byte vectors t, t + threads, ... of its region, row by row, and keeps
+//           them in registers: x is read once. Only a row of more than 8 * 512 vectors (32768 bf16, 16384 fp32) is
+//           read twice.
+//
+// tensor:   two launches of one grid; block b takes the pieces b, b + gridDim.x, ... of its matrix. The first writes
+//           one maximum per block, the second begins with the maximum of those: no atomics, no memory to clear. It may
+//           start before the first has ended (programmatic dependent launch). x is read twice.
+//
+// Stores:   8 bytes (bf16) or 4 (fp32) per lane and vector, contiguous over a warp.
+//
+// Variants: <kernel> wants rows that start at multiples of 16 bytes and hold whole vectors. <kernel>_any has no
+//           condition; it reads and writes element by element.
+#include <type_traits>
+
 #include "arch/convert.cuh"
 #include "arch/launch.cuh"
 #include "kernels/quantize_arguments.h"
@@ -34,6 +42,7 @@ struct Geometry {
   using Element = Element_;
   static constexpr bool kWhole = kWhole_;
   static constexpr int kRows = kRows_, kColumns = kColumns_, kThreads = kThreads_, kVectors = kVectors_;
+  using Column = std::conditional_t<kColumns_ == 0, int64_t, int>;  // a column of a region
   static constexpr int kPerVector = kElementsPerVector<Element>;
   static_assert(kColumns == 0 || kRows * kColumns == kThreads * kVectors * kPerVector);
 };
@@ -52,21 +61,22 @@ using TensorGeometry =
 // A region, and this thread's vectors of one chunk of it. All regions but long rows have one chunk.
 template <typename G>
 struct Region {
+  using Column = typename G::Column;
   const typename G::Element* x;  // first element of the region
   uint8_t* q;
   int64_t x_stride, q_stride;
-  int64_t columns;
+  Column columns;
   int rows;  // 0: past the last region
   Words4 vector[G::kVectors];
 
-  __device__ Region(const QuantizeArguments& a, int64_t index) : x_stride(a.row_stride), q_stride(a.columns) {
+  __device__ Region(const QuantizeArguments& a, int64_t row_region, uint32_t column_region)
+      : x_stride(a.row_stride), q_stride(a.columns) {
     const int64_t width = G::kColumns ? G::kColumns : a.columns;
-    const int64_t row = G::kColumns ? index / a.regions_per_row * G::kRows : index;
-    const int64_t column = G::kColumns ? index % a.regions_per_row * width : 0;
-    x = static_cast<const typename G::Element*>(a.x) + row * x_stride + column;
-    q = a.q + row * q_stride + column;
-    rows = index < a.regions ? static_cast<int>(min(int64_t{G::kRows}, a.rows - row)) : 0;
-    columns = min(width, a.columns - column);
+    const int64_t row = row_region * G::kRows, column = column_region * width;
+    x = static_cast<const typename G::Element*>(a.x) + blockIdx.y * a.matrix_stride + row * x_stride + column;
+    q = a.q + (blockIdx.y * a.rows + row) * q_stride + column;
+    rows = row_region < a.row_regions ? static_cast<int>(min(int64_t{G::kRows}, a.rows - row)) : 0;
+    columns = static_cast<Column>(min(width, a.columns - column));
   }
 
   __device__ static int threads() { return G::kThreads ? G::kThreads : blockDim.x; }
@@ -84,15 +94,15 @@ struct Region {
     for (int slot = 0; slot < G::kVectors; ++slot) {
       const int index = slot * threads() + threadIdx.x;
       const int row = G::kRows == 1 ? 0 : index / (kPerRow ? kPerRow : 1);
-      const int64_t column =
-          G::kColumns ? (index - row * kPerRow) * G::kPerVector : chunk * chunk_columns() + index * G::kPerVector;
+      const Column column = G::kColumns ? (index - row * kPerRow) * G::kPerVector
+                                        : static_cast<Column>(chunk * chunk_columns()) + index * G::kPerVector;
       if (row >= rows || column >= columns) continue;
-      f(slot, row, column, static_cast<int>(min(int64_t{G::kPerVector}, columns - column)));
+      f(slot, row, column, static_cast<int>(min(Column{G::kPerVector}, columns - column)));
     }
   }
 
   __device__ __forceinline__ void load(int64_t chunk) {
-    for_each_vector(chunk, [&](int slot, int row, int64_t column, int count) {
+    for_each_vector(chunk, [&](int slot, int row, Column column, int count) {
       const auto* from = x + row * x_stride + column;
       vector[slot] = G::kWhole ? arch::load_streaming(from) : tile::load_elements(from, count);
     });
@@ -105,7 +115,7 @@ struct Region {
   // Bits of the largest finite magnitude; their order is that of the values.
   __device__ __forceinline__ uint32_t amax(int64_t chunk) {
     uint32_t largest = 0;
-    for_each_vector(chunk, [&](int slot, int, int64_t, int) {
+    for_each_vector(chunk, [&](int slot, int, Column, int) {
 #pragma unroll
       for (int i = 0; i < G::kPerVector; ++i) {
         const uint32_t magnitude = bits(slot, i) & 0x7fffffffu;
@@ -129,7 +139,7 @@ struct Region {
   }
 
   __device__ __forceinline__ void quantize(int64_t chunk, float scale) {
-    for_each_vector(chunk, [&](int slot, int row, int64_t column, int count) {
+    for_each_vector(chunk, [&](int slot, int row, Column column, int count) {
       uint32_t bytes[G::kPerVector / 4];
 #pragma unroll
       for (int i = 0; i < G::kPerVector / 4; ++i) bytes[i] = quantize4(slot, 4 * i, scale);
@@ -158,12 +168,15 @@ __device__ __forceinline__ void quantize_regions(const QuantizeArguments& a) {
   __shared__ uint32_t scratch[32];
   arch::wait_for_previous_launch();
   arch::allow_next_launch();
-  const int64_t index = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  Region<G> region(a, index);
+  const uint32_t column_region = blockIdx.x % a.column_regions;
+  const int64_t row_region = int64_t{blockIdx.x / a.column_regions} * blockDim.y + threadIdx.y;
+  const int64_t scale_at =
+      blockIdx.y * a.scale_matrix_stride + row_region * a.scale_row_stride + column_region * a.scale_column_stride;
+  Region<G> region(a, row_region, column_region);
   const int64_t chunks = region.chunks();
   float scale = 1.0f;
   if (a.static_scale) {
-    if (chunks) scale = a.static_scale[index];
+    if (chunks) scale = a.static_scale[scale_at];
     if (chunks == 1) region.load(0);
   } else {
     uint32_t largest = 0;
@@ -173,11 +186,22 @@ __device__ __forceinline__ void quantize_regions(const QuantizeArguments& a) {
     }
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
     scale = scale_of(tile::group_max(largest, thread, region.threads(), scratch));
-    if (region.rows && threadIdx.x == 0) a.scale[index] = scale;
+    if (region.rows && threadIdx.x == 0) a.scale[scale_at] = scale;
   }
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     if (chunks > 1) region.load(chunk);
     region.quantize(chunk, scale);
+  }
+}
+
+// f(region) for each piece of this block's share of its matrix. The plan keeps the number of pieces below 2^31.
+template <typename G, typename F>
+__device__ __forceinline__ void for_each_piece(const QuantizeArguments& a, F&& f) {
+  const uint32_t pieces = static_cast<uint32_t>(a.row_regions) * a.column_regions;
+  for (uint32_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
+    Region<G> region(a, piece / a.column_regions, piece % a.column_regions);
+    region.load(0);
+    f(region);
   }
 }
 
@@ -187,13 +211,9 @@ __device__ __forceinline__ void tensor_amax(const QuantizeArguments& a) {
   arch::wait_for_previous_launch();
   arch::allow_next_launch();
   uint32_t largest = 0;
-  for (int64_t piece = blockIdx.x; piece < a.regions; piece += gridDim.x) {
-    Region<G> region(a, piece);
-    region.load(0);
-    largest = max(largest, region.amax(0));
-  }
+  for_each_piece<G>(a, [&](Region<G>& region) { largest = max(largest, region.amax(0)); });
   largest = tile::group_max(largest, threadIdx.x, G::kThreads, scratch);
-  if (threadIdx.x == 0) a.partial_amax[blockIdx.x] = largest;
+  if (threadIdx.x == 0) a.partial_amax[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = largest;
 }
 
 template <typename G>
@@ -203,19 +223,16 @@ __device__ __forceinline__ void tensor_quantize(const QuantizeArguments& a) {
   arch::allow_next_launch();
   float scale;
   if (a.static_scale) {
-    scale = *a.static_scale;
+    scale = a.static_scale[blockIdx.y * a.scale_matrix_stride];
   } else {
     uint32_t largest = 0;
-    for (int i = threadIdx.x; i < a.num_partials; i += G::kThreads)
-      largest = max(largest, arch::load_relaxed(a.partial_amax + i));
+    const uint32_t* partials = a.partial_amax + int64_t{blockIdx.y} * gridDim.x;
+    for (uint32_t i = threadIdx.x; i < gridDim.x; i += G::kThreads)
+      largest = max(largest, arch::load_relaxed(partials + i));
     scale = scale_of(tile::group_max(largest, threadIdx.x, G::kThreads, scratch));
-    if (blockIdx.x == 0 && threadIdx.x == 0) *a.scale = scale;
+    if (blockIdx.x == 0 && threadIdx.x == 0) a.scale[blockIdx.y * a.scale_matrix_stride] = scale;
   }
-  for (int64_t piece = blockIdx.x; piece < a.regions; piece += gridDim.x) {
-    Region<G> region(a, piece);
-    region.load(0);
-    region.quantize(0, scale);
-  }
+  for_each_piece<G>(a, [&](Region<G>& region) { region.quantize(0, scale); });
 }
 
 }  // namespace

@@ -141,8 +141,6 @@ std::vector<Report> run(const std::vector<LaunchRequest>& requests) {
   return reports;
 }
 
-thread_local Device* device_of_thread = nullptr;
-
 }  // namespace
 
 std::vector<Report> launch_together(const std::vector<LaunchRequest>& requests) { return run(requests); }
@@ -185,8 +183,5 @@ Report Device::launch(const Module& module, const std::string& kernel, const Lau
   enqueue(module, kernel, config, std::move(arguments));
   return std::move(synchronize().back());
 }
-
-Device* current_device() { return device_of_thread; }
-void set_current_device(Device* device) { device_of_thread = device; }
 
 }  // namespace hunyuan_kernels::simulator

@@ -121,6 +121,8 @@ class Device {
                std::vector<Argument> arguments);
   // Runs what is queued; one report per launch. After an error the queue is empty.
   std::vector<Report> synchronize();
+  // Forgets what is queued.
+  void discard_queue() { queue_.clear(); }
   // enqueue and synchronize; the report of this launch (the last one).
   Report launch(const Module& module, const std::string& kernel, const LaunchConfig& config,
                 std::vector<Argument> arguments);
@@ -135,9 +137,5 @@ class Device {
 
 // Runs the kernels at the same time, each on its own simulated device. Memory that several requests register is shared.
 std::vector<Report> launch_together(const std::vector<LaunchRequest>& requests);
-
-// The device of the calling thread; null until one has been set. Not owned.
-Device* current_device();
-void set_current_device(Device* device);
 
 }  // namespace hunyuan_kernels::simulator
