@@ -1,12 +1,16 @@
 #include "driver/simulated_gpu.h"
 
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <stdexcept>
+#include <string_view>
 
 namespace hunyuan_kernels::driver {
 namespace {
 
 using simulator::format;
+using simulator::Module;
 using simulator::SimError;
 
 thread_local SimulatedGpu* current_gpu = nullptr;
@@ -31,6 +35,18 @@ CUresult call(CUresult code, Body&& body) {
     error_text = e.what();
     return code;
   }
+}
+
+// Modules without variables that kernels write are parsed once and shared by all simulated GPUs.
+std::shared_ptr<const Module> module_of(const char* ptx) {
+  static std::mutex mutex;
+  static std::map<std::string, std::shared_ptr<const Module>, std::less<>> shared;
+  std::lock_guard lock(mutex);
+  if (auto found = shared.find(std::string_view(ptx)); found != shared.end()) return found->second;
+  auto module = std::make_shared<const Module>(std::string(ptx));
+  for (const auto& [name, variable] : module->variables())
+    if (!variable.read_only) return module;
+  return shared[ptx] = module;
 }
 
 DriverTable make_table() {
@@ -135,11 +151,11 @@ int SimulatedGpu::attribute(CUdevice_attribute which) const {
 }
 
 CUlibrary SimulatedGpu::load(const char* ptx) {
-  return reinterpret_cast<CUlibrary>(&modules_.emplace_back(std::string(ptx)));
+  return reinterpret_cast<CUlibrary>(const_cast<Module*>(modules_.emplace_back(module_of(ptx)).get()));
 }
 
 CUkernel SimulatedGpu::find_kernel(CUlibrary library, const std::string& name) {
-  const auto* module = reinterpret_cast<const simulator::Module*>(library);
+  const auto* module = reinterpret_cast<const Module*>(library);
   simulator::KernelInfo info = module->kernel_info(name);
   if (info.name != name) throw std::runtime_error("no kernel is named '" + name + "'; near: " + info.name);
   return reinterpret_cast<CUkernel>(&kernels_.emplace_back(Kernel{module, std::move(info)}));

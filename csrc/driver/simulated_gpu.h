@@ -51,7 +51,7 @@ class SimulatedGpu {
   void forget_call();
 
   simulator::Device device_;
-  std::list<simulator::Module> modules_;
+  std::list<std::shared_ptr<const simulator::Module>> modules_;
   std::list<Kernel> kernels_;
   std::vector<CompletedLaunch> queued_, completed_;
   std::vector<const void*> declared_;

@@ -12,8 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hunyuan_kernels._ops import LIBRARY, ops
+from hunyuan_kernels._ops import LIBRARY, MissingKernelError, ops
 from hunyuan_kernels._version import __version__
+from hunyuan_kernels.cli.counters import counter_rows, markdown
+from hunyuan_kernels.cli.simulate import check_on_simulated_gpu
 from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
 from hunyuan_kernels.testing.spec import OpSpec, all_specs, verify
 
@@ -80,9 +82,12 @@ def _chosen(names: list[str]) -> list[OpSpec]:
 @app.command()
 def check(
     names: Annotated[list[str] | None, typer.Argument(metavar="[OP]...", help="Ops; all when none is given.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Inputs of each case.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Inputs of each case (and schedules, with --simulate).")] = 1,
+    simulate: Annotated[bool, typer.Option("--simulate", help="The CUDA kernels, on a simulated GPU.")] = False,
 ) -> None:
     """Compares ops with their PyTorch reference on every instruction set of this CPU; exits with 1 on a difference."""
+    if simulate:
+        raise typer.Exit(check_on_simulated_gpu(_chosen(names or []), seeds, console))
     table = Table("op", "instruction set", "cases", "largest error, of the bound", "result")
     failures = []
     for spec in _chosen(names or []):
@@ -103,3 +108,13 @@ def check(
         print(failure, file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def counters(name: Annotated[str, typer.Argument(metavar="OP")]) -> None:
+    """Counts what the CUDA kernels of an op do at a benchmark's size, on a simulated GPU: a Markdown table."""
+    try:
+        print(markdown(counter_rows(_chosen([name])[0])))
+    except MissingKernelError as error:
+        print(f"hunyuan-kernels: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None

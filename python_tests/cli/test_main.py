@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from hunyuan_kernels.cli import main
 from hunyuan_kernels.testing.compare import Comparison
+from hunyuan_kernels.testing.simulated import SETTINGS
 from hunyuan_kernels.testing.spec import all_specs
+from python_tests.backends import needs_device_code
 
 
 def run(*arguments):
@@ -44,6 +46,47 @@ def test_check_passes_and_fails(monkeypatch):
     result = run("check")
     assert result.exit_code == 1
     assert "made to fail" in result.output
+
+
+@needs_device_code
+def test_check_on_a_simulated_gpu(monkeypatch):
+    spec = next(spec for spec in all_specs() if spec.name == "quantize_fp8")
+    few = dataclasses.replace(spec, cases=lambda: spec.cases()[:3])
+    route = next(spec for spec in all_specs() if spec.name == "route")
+    monkeypatch.setattr(main, "all_specs", lambda: iter([few, route]))
+    result = run("check", "--simulate", "--seeds", "2")
+    assert result.exit_code == 0
+    for setting in SETTINGS:
+        assert f"latency {SETTINGS[setting]['latency']} " in result.output
+    assert "not simulated: route has no CUDA kernel" in result.output
+    failing = dataclasses.replace(few, compare=lambda *_: [Comparison(False, "made to fail", 1.0, 2.0)])
+    monkeypatch.setattr(main, "all_specs", lambda: iter([failing]))
+    result = run("check", "--simulate")
+    assert result.exit_code == 1
+    assert "made to fail" in result.output
+
+
+@needs_device_code
+def test_counters_of_each_launch(monkeypatch):
+    spec = next(spec for spec in all_specs() if spec.name == "quantize_fp8")
+    small = dataclasses.replace(
+        spec, bench_cases=lambda preset: [case for case in spec.cases() if "256x128" in case.label]
+    )
+    monkeypatch.setattr(main, "all_specs", lambda: iter([small]))
+    result = run("counters", "quantize_fp8")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + 2 * (2 + 1 + 1 + 1), "two launches for `tensor`, one for each other recipe, two dtypes"
+    row = next(line for line in lines if "`quantize_row_bfloat16`" in line).split("|")
+    assert [float(cell) for cell in row[5:7]] == [1.0, 1.0]
+    assert 1.0 < float(row[7]) < 1.1, "a row's scale is 4 bytes of a sector"
+
+
+def test_counters_of_an_op_without_kernels():
+    result = run("counters", "route")
+    assert result.exit_code == 1
+    assert "hunyuan-kernels: route: runs on the CPU only" in result.output
 
 
 @pytest.mark.parametrize("name", ["quantize", "nothing"])

@@ -10,7 +10,7 @@ from hunyuan_kernels import reference
 from hunyuan_kernels._ops import ops
 from hunyuan_kernels.ops.quantize import RECIPES
 from hunyuan_kernels.testing.compare import compare_exact
-from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
+from python_tests.backends import CPU, SIMULATED, needs_device_code
 
 ALL_BFLOAT16 = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
 
@@ -23,32 +23,32 @@ def check(x, recipe, scale=None):
     return q, s
 
 
-@pytest.mark.parametrize("isa", supported_instruction_sets())
+@pytest.mark.parametrize("backend", CPU + SIMULATED)
 @pytest.mark.parametrize("scale", [1.0, 0.37, 1e-30, 3e4, 2.0**-126, 1e-40])
-def test_every_bfloat16_value(isa, scale):
-    with instruction_set(isa):
+def test_every_bfloat16_value(backend, scale):
+    with backend():
         check(ALL_BFLOAT16.reshape(256, 256), "tensor", torch.tensor(scale))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("isa", supported_instruction_sets())
-def test_every_bfloat16_value_dynamic(isa, recipe):
+@pytest.mark.parametrize("backend", CPU + SIMULATED)
+def test_every_bfloat16_value_dynamic(backend, recipe):
     """In order and shuffled: infinities, NaNs and subnormal numbers share scales with others."""
     shuffled = ALL_BFLOAT16[torch.randperm(2**16, generator=torch.Generator().manual_seed(0))]
-    with instruction_set(isa):
+    with backend():
         for values in (ALL_BFLOAT16, shuffled):
             check(values.reshape(512, 128), recipe)
 
 
-@pytest.mark.parametrize("isa", supported_instruction_sets())
-def test_rounding_of_float32(isa):
+@pytest.mark.parametrize("backend", CPU + SIMULATED)
+def test_rounding_of_float32(backend):
     """Both sides of every boundary between two e4m3 values, and the boundary itself."""
     values = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()  # 0 to 448
     middle = (values[:-1] + values[1:]) / 2
     up, down = (middle.nextafter(torch.tensor(to)) for to in (1e9, -1e9))
     overflow = torch.tensor([448.0, 463.9, 464.0, 464.1, 480.0, 1e30, float("inf"), float("nan")])
     x = torch.cat([values, middle, up, down, overflow])
-    with instruction_set(isa):
+    with backend():
         check(torch.stack([x, -x]), "tensor", torch.tensor(1.0))
 
 
@@ -68,8 +68,28 @@ def test_shapes(matrices, rows, columns, recipe, dtype, seed):
     check(x.to(dtype), recipe)
 
 
+@given(
+    matrices=st.sampled_from([None, 0, 1, 3]),
+    rows=st.sampled_from([0, 1, 2, 17, 129]),
+    columns=st.sampled_from([0, 1, 7, 8, 128, 129, 300]),
+    recipe=st.sampled_from(RECIPES),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    sms=st.sampled_from([1, 8]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+@needs_device_code
+def test_shapes_simulated(matrices, rows, columns, recipe, dtype, sms, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows, columns) if matrices is None else (matrices, rows, columns)
+    x = torch.randn(shape, generator=generator) * torch.rand(shape, generator=generator).sub(0.5).mul(60).exp()
+    with hk.simulated_gpu(seed=seed, sms=sms):
+        check(x.to(dtype), recipe)
+
+
+@pytest.mark.parametrize("backend", CPU[:1] + SIMULATED[:1])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_strides(recipe):
+def test_strides(recipe, backend):
     base = torch.randn(2, 70, 600, dtype=torch.bfloat16)
     for x in (
         base[0, ::2, 100:400],
@@ -77,22 +97,27 @@ def test_strides(recipe):
         base[:, ::3, 7:300],
         base.permute(0, 2, 1),
         base[1, 0].expand(9, 600),
+        base[0, :, 3:131],  # rows that start at odd addresses
     ):
-        check(x, recipe)
+        with backend():
+            check(x, recipe)
 
 
+@pytest.mark.parametrize("backend", CPU[:1] + SIMULATED[:1])
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("shape", [(130, 300), (3, 130, 300)])
-def test_static_scale_of_any_stride(recipe, shape):
+def test_static_scale_of_any_stride(recipe, shape, backend):
     x = torch.randn(shape)
     _, scale = hk.quantize_fp8(x * 3, recipe)
-    q, returned = check(x, recipe, scale)
+    with backend():
+        q, returned = check(x, recipe, scale)
     assert returned is scale
     spread = torch.empty(tuple(2 * n for n in scale.shape)).as_strided(
         scale.shape, [2 * s for s in torch.empty([2 * n for n in scale.shape]).stride()]
     )
     spread.copy_(scale)
-    assert torch.equal(hk.quantize_fp8(x, recipe, spread)[0].view(torch.uint8), q.view(torch.uint8))
+    with backend():
+        assert torch.equal(hk.quantize_fp8(x, recipe, spread)[0].view(torch.uint8), q.view(torch.uint8))
 
 
 def test_activation_scales_lie_m_major():

@@ -1,11 +1,14 @@
-"""Every op against its reference: all cases of its spec, on every instruction set."""
+"""Every op against its reference: all cases of its spec, on every instruction set and on the simulated GPU."""
 
 import pytest
 import torch
 
 import hunyuan_kernels as hk
+from hunyuan_kernels._ops import MissingKernelError
 from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
+from hunyuan_kernels.testing.simulated import SETTINGS, check_simulated
 from hunyuan_kernels.testing.spec import PRESETS, all_specs, verify
+from python_tests.backends import needs_device_code
 
 ALL_SPECS = list(all_specs())
 every_spec = pytest.mark.parametrize("spec", ALL_SPECS, ids=lambda spec: spec.name)
@@ -22,6 +25,18 @@ def test_matches_the_reference(spec, isa):
             if not comparison
         ]
     assert not wrong, "\n".join(wrong)
+
+
+@needs_device_code
+@pytest.mark.parametrize("setting", SETTINGS)
+@every_spec
+def test_matches_the_reference_on_the_simulated_gpu(spec, setting):
+    try:
+        outcome = check_simulated(spec, setting, seeds=2)
+    except MissingKernelError as error:
+        pytest.skip(str(error))
+    assert outcome.cases > 0
+    assert not outcome.failures, "\n".join(outcome.failures)
 
 
 def test_every_op_has_a_spec():

@@ -45,9 +45,17 @@ def _compare(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
     return [compare_exact(name, g, w) for name, g, w in zip(("q", "scale"), got, want, strict=True)]
 
 
+def _blocks(length: int, block: int | None) -> int:
+    return 1 if block is None else -(-length // block)
+
+
 def _work(arguments: Arguments) -> Work:
     x: Tensor = arguments["x"]
-    return Work(flops=0.0, bytes=x.numel() * (x.element_size() + 1.0))
+    rows, columns = x.shape[-2:]
+    matrices = x.shape[0] if x.dim() == 3 else 1
+    block_rows, block_columns = reference.BLOCKS[arguments["recipe"]]
+    scales = matrices * _blocks(rows, block_rows) * _blocks(columns, block_columns)
+    return Work(flops=0.0, bytes=x.numel() * (x.element_size() + 1.0) + 4.0 * scales)
 
 
 def eager_quantize(x: Tensor, recipe: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,47 @@
+"""``counters``: what the launches of an op do at a benchmark's size, counted on a simulated GPU."""
+
+from collections.abc import Iterator
+
+from hunyuan_kernels.simulator import simulated_gpu
+from hunyuan_kernels.testing.simulated import demanded_bytes, moved_bytes
+from hunyuan_kernels.testing.spec import OpSpec
+
+#: SMs of an H100 SXM: plans depend on it.
+SMS = 132
+SECTOR_BYTES = 32
+COLUMNS = ("case", "launch", "grid", "block", "bytes read", "bytes written", "sectors", "warp instructions / KiB")
+
+
+def counter_rows(spec: OpSpec) -> Iterator[tuple[str, ...]]:
+    """One row of :data:`COLUMNS` per launch. Bytes are over what the shapes demand of the whole call, sectors over the
+    fewest that the moved bytes can lie in.
+
+    Raises:
+        MissingKernelError: the op, or one that it is composed of, has no CUDA kernel.
+    """
+    for case in spec.bench_cases(None):
+        arguments = case.make(0)
+        with simulated_gpu(sms=SMS, check_races=False, split_warps=False) as gpu:
+            got = spec.function(**arguments)
+        demanded = demanded_bytes(spec.work(arguments), got if isinstance(got, tuple) else (got,))
+        for report in gpu.reports:
+            moved = moved_bytes([report])
+            share, c = moved.over(demanded), report.counters
+            sectors = c["global_load_sectors"] + c["global_store_sectors"]
+            touched = c["global_load_bytes"] + c["global_store_bytes"]
+            yield (
+                case.label,
+                f"`{report.kernel}`",
+                "x".join(map(str, report.grid)),
+                "x".join(map(str, report.block)),
+                f"{share.read:.3f}",
+                f"{share.written:.3f}",
+                f"{sectors * SECTOR_BYTES / touched:.3f}" if touched else "-",
+                f"{sum(report.instructions.values()) / ((moved.read + moved.written) / 1024):.1f}",
+            )
+
+
+def markdown(rows: Iterator[tuple[str, ...]]) -> str:
+    """A Markdown table of :func:`counter_rows`."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
