@@ -23,7 +23,7 @@ NO_CUDA_YET = "its CUDA kernels are not written yet; on CUDA tensors the op rais
 MISSING = {
     **{
         room.format(stem): NO_CUDA_YET
-        for stem in ("routing", "dispatch", "grouped_gemm", "fp8_gemm")
+        for stem in ("grouped_gemm", "fp8_gemm")
         for room in ("csrc/host/{}.cpp", "csrc/kernels/{}_sm90.cu")
     },
     "csrc/cpu/isa/fp8_gemm.inl": "e4m3 is one more element type of the GEMM core's microkernels, isa/gemm.inl",

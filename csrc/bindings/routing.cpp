@@ -1,8 +1,10 @@
 // route, routing_from_ids, load_balancing_loss and their gradients: schemas, checks, allocation.
 #include "cpu/routing.h"
 
+#include "bindings/device_call.h"
 #include "bindings/torch_glue.h"
 #include "common/integer_math.h"
+#include "host/routing.h"
 
 namespace hunyuan_kernels {
 namespace {
@@ -12,7 +14,6 @@ constexpr int64_t kInt32Limit = int64_t{1} << 31;
 using RoutingTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Tensor checked_logits(const char* op, const Tensor& logits) {
-  check_cpu(op, "logits", logits);
   check_dtype(op, "logits", logits, {ScalarType::Float, ScalarType::BFloat16});
   check_rank(op, "logits", logits, 2, "[T, E]");
   check(logits.size(1) >= 1, op, "logits", "has shape ", shape_text(logits), "; at least one expert is required");
@@ -24,21 +25,24 @@ cpu::LogitRows logit_rows(const Tensor& logits) {
   return {logits.const_data_ptr(), to_dtype(logits.scalar_type()), logits.stride(0), logits.size(0), logits.size(1)};
 }
 
-// Tokens that count: num_tokens[0] kept within [0, T], T without it.
-int64_t valid_tokens(const char* op, const std::optional<Tensor>& num_tokens, int64_t tokens) {
-  if (!num_tokens) return tokens;
-  check_cpu(op, "num_tokens", *num_tokens);
+void check_num_tokens(const char* op, const std::optional<Tensor>& num_tokens, const char* other, const Tensor& like) {
+  if (!num_tokens) return;
+  check_same_device(op, "num_tokens", *num_tokens, other, like);
   check_dtype(op, "num_tokens", *num_tokens, {ScalarType::Int});
   check(num_tokens->numel() == 1, op, "num_tokens", "has shape ", shape_text(*num_tokens), "; one element is required");
-  return minimum(maximum(0, *const_data<int32_t>(*num_tokens)), tokens);
+}
+
+// Tokens that count: num_tokens[0] kept within [0, T], T without it. On the CPU.
+int64_t valid_tokens(const std::optional<Tensor>& num_tokens, int64_t tokens) {
+  return num_tokens ? minimum(maximum(0, *const_data<int32_t>(*num_tokens)), tokens) : tokens;
 }
 
 // The sizes that both ops share, checked.
 cpu::RoutingSizes routing_sizes(const char* op, int64_t tokens, int64_t top_k, int64_t experts,
-                                std::optional<int64_t> capacity, const std::optional<Tensor>& num_tokens) {
+                                std::optional<int64_t> capacity) {
   const int64_t assignments = tokens * top_k;
   check(assignments < kInt32Limit, op, "top_k", "is ", top_k, " with ", tokens, " tokens; allowed: T * k < 2^31");
-  cpu::RoutingSizes sizes{tokens, top_k, experts, assignments, 0, cpu::kNoCapacity};
+  cpu::RoutingSizes sizes{tokens, top_k, experts, assignments, tokens, cpu::kNoCapacity};
   if (capacity) {
     check(*capacity >= 0, op, "capacity", "is ", *capacity, "; allowed: 0 or more tokens for each expert, or None");
     check(*capacity < kInt32Limit && *capacity * experts < kInt32Limit, op, "capacity", "is ", *capacity, " for ",
@@ -46,7 +50,6 @@ cpu::RoutingSizes routing_sizes(const char* op, int64_t tokens, int64_t top_k, i
     sizes.capacity = *capacity;
     sizes.rows = minimum(assignments, *capacity * experts);
   }
-  sizes.valid_tokens = valid_tokens(op, num_tokens, tokens);
   return sizes;
 }
 
@@ -74,6 +77,29 @@ struct Result {
   Tensor expert_ids, weights, rows, token_ids, expert_offsets, demand, num_recycled, num_dropped;
 };
 
+// On a device: the arguments that both ops share are added to those given.
+RoutingTuple route_on_device(const char* op, DeviceCall& call, const host::RoutingProblem& problem,
+                             kernels::RoutingArguments a, const std::optional<Tensor>& num_tokens, Result& result) {
+  const host::RoutingPlan plan = host::plan_routing(op, problem, call.properties());
+  if (num_tokens) a.num_tokens = call.reads<int32_t>("num_tokens", *num_tokens);
+  a.expert_ids = call.writes<int32_t>("expert_ids", result.expert_ids);
+  a.weights = call.writes<float>("weights", result.weights);
+  a.rows = call.writes<int32_t>("rows", result.rows);
+  a.token_ids = call.writes<int32_t>("token_ids", result.token_ids);
+  a.expert_offsets = call.writes<int32_t>("expert_offsets", result.expert_offsets);
+  a.demand = call.writes<int32_t>("demand", result.demand);
+  a.num_recycled = call.writes<int32_t>("num_recycled", result.num_recycled);
+  a.num_dropped = call.writes<int32_t>("num_dropped", result.num_dropped);
+  a.rows_bound = result.token_ids.size(0);
+  const Tensor counts = empty({plan.counts_words}, ScalarType::Int, result.expert_ids);
+  const Tensor statistics = empty({plan.statistics_words}, ScalarType::Float, result.expert_ids);
+  a.counts = call.writes<uint32_t>("counts", counts);
+  a.statistics = call.writes<float>("statistics", statistics);
+  host::launch_routing(plan, a, call.stream());
+  call.finish();
+  return result.tuple();
+}
+
 // Padding tokens: no expert, no weight.
 void clear_padding(const cpu::RoutingSizes& sizes, Tensor& expert_ids, Tensor& weights) {
   for (int64_t i = sizes.valid_tokens * sizes.top_k; i < sizes.assignments(); ++i) {
@@ -93,13 +119,25 @@ RoutingTuple route(Tensor logits_given, int64_t top_k, std::optional<int64_t> ca
   check(!(recycle && capacity && renormalize), op, "renormalize",
         "is True with overflow='recycle' and a capacity: kept tokens would have weight 1, recycled ones a probability. "
         "Pass renormalize=False, overflow='drop' or capacity=None");
-  check_cpu(op, "seed", seed);
+  check_same_device(op, "seed", seed, "logits", logits);
   check_dtype(op, "seed", seed, {ScalarType::Long});
   check(seed.numel() == 1, op, "seed", "has shape ", shape_text(seed), "; one element is required");
-  const cpu::RoutingSizes sizes = routing_sizes(op, tokens, top_k, experts, capacity, num_tokens);
+  check_num_tokens(op, num_tokens, "logits", logits);
+  cpu::RoutingSizes sizes = routing_sizes(op, tokens, top_k, experts, capacity);
   Result result(sizes, empty({tokens, top_k}, ScalarType::Int, logits),
                 empty({tokens, top_k}, ScalarType::Float, logits));
+  const DType dtype = to_dtype(logits.scalar_type());
+  if (DeviceCall call(op, logits); call) {
+    kernels::RoutingArguments a{};
+    a.logits = call.reads<void>("logits", logits);
+    a.logits_stride = logits.stride(0);
+    a.vectors = host::logits_are_vectors(experts, dtype, row_alignment(logits));
+    a.renormalize = renormalize;
+    a.seed = call.reads<int64_t>("seed", seed);
+    return route_on_device(op, call, {dtype, tokens, top_k, experts, capacity, recycle}, a, num_tokens, result);
+  }
 
+  sizes.valid_tokens = valid_tokens(num_tokens, tokens);
   cpu::LogitRows rows = logit_rows(logits);
   rows.tokens = sizes.valid_tokens;
   const bool recycles = recycle && capacity;
@@ -117,21 +155,30 @@ RoutingTuple route(Tensor logits_given, int64_t top_k, std::optional<int64_t> ca
 RoutingTuple routing_from_ids(Tensor ids_given, Tensor weights_given, int64_t num_experts,
                               std::optional<int64_t> capacity, std::optional<Tensor> num_tokens) {
   constexpr const char* op = "routing_from_ids";
-  check_cpu(op, "expert_ids", ids_given);
   check_dtype(op, "expert_ids", ids_given, {ScalarType::Int, ScalarType::Long});
   check_rank(op, "expert_ids", ids_given, 2, "[T, k]");
   const int64_t tokens = ids_given.size(0), top_k = ids_given.size(1);
-  check_cpu(op, "weights", weights_given);
+  check_same_device(op, "weights", weights_given, "expert_ids", ids_given);
   check_dtype(op, "weights", weights_given, {ScalarType::Float});
   check_shape(op, "weights", weights_given, {tokens, top_k}, "[T, k]");
   check(num_experts >= 1 && num_experts < kInt32Limit, op, "num_experts", "is ", num_experts,
         "; allowed: 1 to 2^31 - 1");
-  const cpu::RoutingSizes sizes = routing_sizes(op, tokens, top_k, num_experts, capacity, num_tokens);
+  check_num_tokens(op, num_tokens, "expert_ids", ids_given);
+  cpu::RoutingSizes sizes = routing_sizes(op, tokens, top_k, num_experts, capacity);
 
   const Tensor given = torch::stable::contiguous(ids_given);
   const Tensor given_weights = torch::stable::contiguous(weights_given);
   Result result(sizes, empty({tokens, top_k}, ScalarType::Int, given),
                 empty({tokens, top_k}, ScalarType::Float, given));
+  if (DeviceCall call(op, given); call) {
+    kernels::RoutingArguments a{};
+    a.given_ids = call.reads<void>("expert_ids given", given);
+    a.given_weights = call.reads<float>("weights given", given_weights);
+    const DType dtype = to_dtype(given.scalar_type());
+    return route_on_device(op, call, {dtype, tokens, top_k, num_experts, capacity, false}, a, num_tokens, result);
+  }
+
+  sizes.valid_tokens = valid_tokens(num_tokens, tokens);
   int32_t* ids = data<int32_t>(result.expert_ids);
   const bool wide = given.scalar_type() == ScalarType::Long;
   for (int64_t i = 0; i < sizes.assignments(); ++i) {
@@ -149,24 +196,48 @@ Tensor route_backward(Tensor grad_weights_given, Tensor logits_given, Tensor exp
   constexpr const char* op = "route_backward";
   const Tensor logits = checked_logits(op, logits_given);
   const int64_t tokens = logits.size(0);
+  check_same_device(op, "expert_ids", expert_ids, "logits", logits);
   check_dtype(op, "expert_ids", expert_ids, {ScalarType::Int});
   check_rank(op, "expert_ids", expert_ids, 2, "[T, k]");
   const int64_t top_k = expert_ids.size(1);
   check_shape(op, "expert_ids", expert_ids, {tokens, top_k}, "[T, k]");
   for (auto [name, tensor] :
        {std::pair<const char*, const Tensor*>{"weights", &weights}, {"grad_weights", &grad_weights_given}}) {
+    check_same_device(op, name, *tensor, "logits", logits);
     check_dtype(op, name, *tensor, {ScalarType::Float});
     check_shape(op, name, *tensor, {tokens, top_k}, "[T, k]");
   }
+  check_num_tokens(op, num_tokens, "logits", logits);
   const Tensor ids = torch::stable::contiguous(expert_ids), w = torch::stable::contiguous(weights);
   const Tensor grad_weights = torch::stable::contiguous(grad_weights_given);
-  const int64_t valid = valid_tokens(op, num_tokens, tokens);
+  Tensor grad_logits = empty({tokens, logits.size(1)}, logits.scalar_type(), logits);
+  if (DeviceCall call(op, logits); call) {
+    if (tokens == 0) return grad_logits;
+    const int64_t experts = logits.size(1);
+    const DType dtype = to_dtype(logits.scalar_type());
+    kernels::RouteBackwardArguments a{};
+    a.logits = call.reads<void>("logits", logits);
+    if (num_tokens) a.num_tokens = call.reads<int32_t>("num_tokens", *num_tokens);
+    a.expert_ids = call.reads<int32_t>("expert_ids", ids);
+    a.weights = call.reads<float>("weights", w);
+    a.grad_weights = call.reads<float>("grad_weights", grad_weights);
+    a.grad_logits = call.writes<void>("grad_logits", grad_logits);
+    a.logits_stride = logits.stride(0);
+    a.tokens = static_cast<int32_t>(tokens), a.top_k = static_cast<int32_t>(top_k);
+    a.experts = static_cast<int32_t>(experts);
+    a.renormalize = renormalize;
+    a.vectors = host::logits_are_vectors(experts, dtype, minimum(row_alignment(logits), row_alignment(grad_logits)));
+    host::launch_route_backward(op, dtype, a, call.stream());
+    call.finish();
+    return grad_logits;
+  }
+
+  const int64_t valid = valid_tokens(num_tokens, tokens);
   for (int64_t i = 0; i < valid * top_k; ++i) {
     const int32_t id = const_data<int32_t>(ids)[i];
     check(id >= 0 && id < logits.size(1), op, "expert_ids", "holds ", id, " at token ", i / top_k,
           "; allowed: 0 to E - 1 = ", logits.size(1) - 1);
   }
-  Tensor grad_logits = empty({tokens, logits.size(1)}, logits.scalar_type(), logits);
   cpu::route_backward({logit_rows(logits), top_k, valid, renormalize, const_data<int32_t>(ids), const_data<float>(w),
                        const_data<float>(grad_weights), grad_logits.mutable_data_ptr()},
                       torch_threads());
@@ -184,9 +255,11 @@ Tensor checked_demand(const char* op, const Tensor& logits, const Tensor& demand
 Tensor load_balancing_loss(Tensor logits_given, Tensor demand_given, std::optional<Tensor> num_tokens) {
   constexpr const char* op = "load_balancing_loss";
   const Tensor logits = checked_logits(op, logits_given);
+  check_cpu(op, "logits", logits);
+  check_num_tokens(op, num_tokens, "logits", logits);
   const Tensor demand = checked_demand(op, logits, demand_given);
   Tensor loss = empty({}, ScalarType::Float, logits);
-  *data<float>(loss) = cpu::load_balancing_loss(logit_rows(logits), valid_tokens(op, num_tokens, logits.size(0)),
+  *data<float>(loss) = cpu::load_balancing_loss(logit_rows(logits), valid_tokens(num_tokens, logits.size(0)),
                                                 const_data<int32_t>(demand), torch_threads());
   return loss;
 }
@@ -195,11 +268,13 @@ Tensor load_balancing_loss_backward(Tensor grad_loss, Tensor logits_given, Tenso
                                     std::optional<Tensor> num_tokens) {
   constexpr const char* op = "load_balancing_loss_backward";
   const Tensor logits = checked_logits(op, logits_given);
+  check_cpu(op, "logits", logits);
+  check_num_tokens(op, num_tokens, "logits", logits);
   const Tensor demand = checked_demand(op, logits, demand_given);
   check_dtype(op, "grad_loss", grad_loss, {ScalarType::Float});
   check(grad_loss.numel() == 1, op, "grad_loss", "has shape ", shape_text(grad_loss), "; one element is required");
   Tensor grad_logits = empty({logits.size(0), logits.size(1)}, logits.scalar_type(), logits);
-  cpu::load_balancing_loss_backward(logit_rows(logits), valid_tokens(op, num_tokens, logits.size(0)),
+  cpu::load_balancing_loss_backward(logit_rows(logits), valid_tokens(num_tokens, logits.size(0)),
                                     const_data<int32_t>(demand), *const_data<float>(grad_loss),
                                     grad_logits.mutable_data_ptr(), torch_threads());
   return grad_logits;
@@ -230,4 +305,10 @@ STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
   m.impl("route_backward", TORCH_BOX(&hunyuan_kernels::route_backward));
   m.impl("load_balancing_loss", TORCH_BOX(&hunyuan_kernels::load_balancing_loss));
   m.impl("load_balancing_loss_backward", TORCH_BOX(&hunyuan_kernels::load_balancing_loss_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CUDA, m) {
+  m.impl("route", TORCH_BOX(&hunyuan_kernels::route));
+  m.impl("routing_from_ids", TORCH_BOX(&hunyuan_kernels::routing_from_ids));
+  m.impl("route_backward", TORCH_BOX(&hunyuan_kernels::route_backward));
 }

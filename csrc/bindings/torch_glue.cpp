@@ -121,6 +121,12 @@ Tensor with_contiguous_rows(const Tensor& tensor) {
   return torch::stable::contiguous(tensor);
 }
 
+int64_t row_alignment(const Tensor& matrix) {
+  uint64_t bits = reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) | 256;
+  if (matrix.size(0) > 1) bits |= static_cast<uint64_t>(matrix.stride(0) * matrix.element_size());
+  return static_cast<int64_t>(bits & -bits);
+}
+
 std::vector<int64_t> checked_expert_offsets(const char* op, const Tensor& expert_offsets, int64_t num_experts,
                                             int64_t rows, const char* rows_name) {
   const char* argument = "expert_offsets";

@@ -41,6 +41,9 @@ void check_shape(const char* op, const char* argument, const Tensor& tensor, std
 // The tensor itself when its last dimension is contiguous (stride 1 or at most one element), else a contiguous copy.
 Tensor with_contiguous_rows(const Tensor& tensor);
 
+// The largest power of two, at most 256, that divides the address of every row (in bytes) of a matrix.
+int64_t row_alignment(const Tensor& matrix);
+
 // int32 [E + 1] on the CPU, checked: starts at 0, does not decrease, ends at most at `rows` (called `rows_name`, for
 // the message).
 std::vector<int64_t> checked_expert_offsets(const char* op, const Tensor& expert_offsets, int64_t num_experts,

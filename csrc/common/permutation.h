@@ -21,7 +21,7 @@ struct SlotPermutation {
   uint32_t keys[24];
 };
 
-static inline SlotPermutation make_slot_permutation(uint32_t size, uint64_t seed) {
+static constexpr SlotPermutation make_slot_permutation(uint32_t size, uint64_t seed) {
   SlotPermutation p{};
   p.size = size;
   int bits = 2;
@@ -38,7 +38,7 @@ static inline SlotPermutation make_slot_permutation(uint32_t size, uint64_t seed
 
 // The round function: the upper `bits` bits of a 32-bit finalizer. Word is uint32_t or a vector of it.
 template <typename Word>
-static inline __attribute__((always_inline)) Word mix_half(Word half, uint32_t key, int bits) {
+static constexpr inline __attribute__((always_inline)) Word mix_half(Word half, uint32_t key, int bits) {
   Word z = (half + key) * 0x9E3779B1u;
   z ^= z >> 15;
   z *= 0x85EBCA77u;
@@ -50,13 +50,20 @@ static inline __attribute__((always_inline)) Word mix_half(Word half, uint32_t k
 
 // One pass through the network: a permutation of all numbers of left_bits + right_bits bits.
 template <typename Word>
-static inline __attribute__((always_inline)) Word permute_bits(const SlotPermutation& p, Word x) {
+static constexpr inline __attribute__((always_inline)) Word permute_bits(const SlotPermutation& p, Word x) {
   Word left = x >> p.right_bits, right = x & ((1u << p.right_bits) - 1u);
   for (int round = 0; round < p.rounds; round += 2) {
     left ^= mix_half(right, p.keys[round], p.left_bits);
     right ^= mix_half(left, p.keys[round + 1], p.right_bits);
   }
   return (left << p.right_bits) | right;
+}
+
+// Where slot i goes: passes until the result lies within `size`.
+static constexpr uint32_t permuted_slot(const SlotPermutation& p, uint32_t i) {
+  do i = permute_bits(p, i);
+  while (i >= p.size);
+  return i;
 }
 
 }  // namespace hunyuan_kernels

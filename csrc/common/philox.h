@@ -1,5 +1,5 @@
 // Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
-// `static` for the reason given in integer_math.h.
+// `static` for the reason given in integer_math.h, `constexpr` for device code.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +9,7 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
-static inline PhiloxWords philox4x32(PhiloxWords counter, uint64_t seed) {
+static constexpr PhiloxWords philox4x32(PhiloxWords counter, uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     uint64_t product0 = uint64_t{0xD2511F53u} * counter.word[0];

@@ -1,4 +1,4 @@
-// Largest value over a group of neighbouring threads of a block.
+// Largest value and sum over a group of neighbouring threads of a block.
 #pragma once
 #include "arch/warp.cuh"
 
@@ -19,6 +19,19 @@ __device__ __forceinline__ uint32_t group_max(uint32_t value, int thread, int th
   __syncthreads();
   value = arch::warp_max(lane < warps ? scratch[first_warp + lane] : 0);
   __syncthreads();  // scratch may be used again
+  return value;
+}
+
+// Groups as above, of a multiple of 32 threads. The order of the additions depends on the number of threads alone.
+__device__ __forceinline__ float group_sum(float value, int thread, int threads, float* scratch) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) value += __uint_as_float(arch::exchange(__float_as_uint(value), mask));
+  if (threads == 32) return value;
+  const int warps = threads / 32, first_warp = thread / threads * warps;
+  if (thread % 32 == 0) scratch[thread / 32] = value;
+  __syncthreads();
+  value = scratch[first_warp];
+  for (int warp = 1; warp < warps; ++warp) value += scratch[first_warp + warp];
   return value;
 }
 

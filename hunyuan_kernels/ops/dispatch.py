@@ -66,7 +66,7 @@ def combine(y: Tensor, routing: "Routing", shared: Tensor | None = None, residua
 
     Args:
         y: ``[S, H]`` bfloat16 or float32, the experts' outputs. Rows may have any stride; other layouts are copied.
-        routing: ``rows`` and ``weights`` ``[T, k]`` of it are used.
+        routing: ``rows`` and ``weights`` ``[T, k]`` of it are used, and ``token_ids`` for its gradient on a GPU.
         shared: ``[T, H]`` in the dtype of ``y``, the shared expert's output.
         residual: ``[T, H]`` in the dtype of ``y``.
 
@@ -81,7 +81,7 @@ def combine(y: Tensor, routing: "Routing", shared: Tensor | None = None, residua
     ``residual``. Under autocast ``y``, ``shared`` and ``residual`` may differ in dtype; the widest of them is taken.
     """
     y, shared, residual = cast("tuple[Tensor, Tensor | None, Tensor | None]", to_widest(y, shared, residual))
-    return ops.combine(y, routing.rows, routing.weights, shared, residual)
+    return ops.combine(y, routing.rows, routing.weights, routing.token_ids, shared, residual)
 
 
 # ---- shapes ---------------------------------------------------------------------------------------------------------
@@ -106,7 +106,9 @@ def _(x: Tensor, token_ids: Tensor, expert_offsets: Tensor) -> tuple[Tensor, Ten
 
 
 @torch.library.register_fake(qualified("combine"))
-def _(y: Tensor, rows: Tensor, weights: Tensor, shared: Tensor | None, residual: Tensor | None) -> Tensor:
+def _(
+    y: Tensor, rows: Tensor, weights: Tensor, token_ids: Tensor, shared: Tensor | None, residual: Tensor | None
+) -> Tensor:
     _check_2d("combine", "y", y)
     _check_2d("combine", "rows", rows)
     required = (rows.shape[0], y.shape[1])
@@ -123,7 +125,7 @@ def _(y: Tensor, rows: Tensor, weights: Tensor, shared: Tensor | None, residual:
 
 
 @torch.library.register_fake(qualified("combine_backward"))
-def _(grad_out: Tensor, y: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _(grad_out: Tensor, y: Tensor, rows: Tensor, weights: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
     return y.new_empty(y.shape), weights.new_empty(weights.shape)
 
 
@@ -131,35 +133,33 @@ def _(grad_out: Tensor, y: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tenso
 
 
 def _dispatch_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, _token_ids, _offsets, rows = inputs
-    ctx.save_for_backward(rows)
-    ctx.dtype = x.dtype
+    _x, token_ids, _offsets, rows = inputs
+    ctx.save_for_backward(rows, token_ids)
 
 
 def _dispatch_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
-    (rows,) = ctx.saved_tensors
+    rows, token_ids = ctx.saved_tensors
     if not ctx.needs_input_grad[0]:
         return None, None, None, None
-    return ops.combine(grad, rows, torch.ones_like(rows, dtype=torch.float32), None, None), None, None, None
+    ones = torch.ones_like(rows, dtype=torch.float32)
+    return ops.combine(grad, rows, ones, token_ids, None, None), None, None, None
 
 
 def _combine_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    y, rows, weights, _shared, _residual = inputs
-    ctx.save_for_backward(y, rows, weights)
+    ctx.save_for_backward(*inputs[:4])
 
 
-def _combine_backward(
-    ctx: Any, grad: Tensor
-) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, Tensor | None]:
-    y, rows, weights = ctx.saved_tensors
-    needs_y, _, needs_weights, needs_shared, needs_residual = ctx.needs_input_grad
+def _combine_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    y, rows, weights, token_ids = ctx.saved_tensors
+    needs_y, _, needs_weights, _, needs_shared, needs_residual = ctx.needs_input_grad
     grad_y = grad_weights = None
     if needs_y or needs_weights:
-        grad_y, grad_weights = ops.combine_backward(grad, y, rows, weights)
+        grad_y, grad_weights = ops.combine_backward(grad, y, rows, weights, token_ids)
     return (
         grad_y if needs_y else None,
         None,
         grad_weights if needs_weights else None,
+        None,
         grad if needs_shared else None,
         grad if needs_residual else None,
     )
@@ -169,20 +169,19 @@ def _combine_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
     ctx.save_for_backward(*inputs)
 
 
-def _combine_second_backward(
-    ctx: Any, to_grad_y: Tensor, to_grad_weights: Tensor
-) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+def _combine_second_backward(ctx: Any, to_grad_y: Tensor, to_grad_weights: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients are linear in each of grad_out, y and weights, so theirs are the same two ops again."""
-    grad, y, rows, weights = ctx.saved_tensors
-    needs_grad, needs_y, _, needs_weights = ctx.needs_input_grad
+    grad, y, rows, weights, token_ids = ctx.saved_tensors
+    needs_grad, needs_y, _, needs_weights, _ = ctx.needs_input_grad
     by_grad = by_y = by_weights = None
     if needs_grad:
-        by_grad = ops.combine(y, rows, to_grad_weights, ops.combine(to_grad_y, rows, weights, None, None), None)
+        through_y = ops.combine(to_grad_y, rows, weights, token_ids, None, None)
+        by_grad = ops.combine(y, rows, to_grad_weights, token_ids, through_y, None)
     if needs_y:
-        by_y = ops.combine_backward(grad, y, rows, to_grad_weights)[0]
+        by_y = ops.combine_backward(grad, y, rows, to_grad_weights, token_ids)[0]
     if needs_weights:
-        by_weights = ops.combine_backward(grad, to_grad_y, rows, weights)[1]
-    return by_grad, by_y, None, by_weights
+        by_weights = ops.combine_backward(grad, to_grad_y, rows, weights, token_ids)[1]
+    return by_grad, by_y, None, by_weights, None
 
 
 def _no_gradient(*_: Any) -> NoReturn:

@@ -98,9 +98,10 @@ def test_opcheck():
     torch.library.opcheck(ops.dispatch_fp8.default, (x.detach(), routing.token_ids, routing.expert_offsets))
     y = torch.randn(routing.token_ids.shape[0], 130, requires_grad=True)
     weights = routing.weights.detach().requires_grad_()
-    torch.library.opcheck(ops.combine.default, (y, routing.rows, weights, x, None))
+    torch.library.opcheck(ops.combine.default, (y, routing.rows, weights, routing.token_ids, x, None))
     torch.library.opcheck(
-        ops.combine_backward.default, (torch.randn(40, 130), y.detach(), routing.rows, weights.detach())
+        ops.combine_backward.default,
+        (torch.randn(40, 130), y.detach(), routing.rows, weights.detach(), routing.token_ids),
     )
 
 
@@ -138,7 +139,9 @@ def changed(**fields):
         (lambda: hk.combine(X, ROUTING, None, X.bfloat16()), "residual has dtype bfloat16; allowed: float32"),
         (lambda: hk.combine(X, ROUTING._replace(weights=ROUTING.weights.double())), "weights has dtype float64"),
         (
-            lambda: ops.combine_backward(X, X, torch.zeros(6, 1, dtype=torch.int32), ROUTING.weights),
+            lambda: ops.combine_backward(
+                X, X, torch.zeros(6, 1, dtype=torch.int32), ROUTING.weights, ROUTING.token_ids
+            ),
             "rows holds row 0 twice, at assignments 0 and 1",
         ),
     ],

@@ -1,0 +1,78 @@
+#include "host/dispatch.h"
+
+#include <algorithm>
+
+#include "common/check.h"
+#include "common/integer_math.h"
+
+namespace hunyuan_kernels::host {
+namespace {
+
+const char* op_name(RowMovement movement) {
+  switch (movement) {
+    case RowMovement::dispatch: return "dispatch";
+    case RowMovement::combine: return "combine";
+    case RowMovement::combine_backward: return "combine_backward";
+  }
+  return "";
+}
+
+std::string kernel_name(const RowMovementProblem& problem, bool whole) {
+  const std::string suffix = whole ? "" : "_any";
+  if (problem.movement == RowMovement::dispatch) return "dispatch_rows" + suffix;
+  const char* dtype = problem.dtype == DType::bfloat16 ? "_bfloat16" : "_float32";
+  return std::string("dispatch_") + op_name(problem.movement) + dtype + suffix;
+}
+
+template <typename Arguments>
+void launch(const RowMovementPlan& plan, Arguments arguments, driver::Stream& stream) {
+  void* parameters[] = {&arguments};
+  for (const driver::KernelLaunch& launch : plan.launches) stream.launch(launch, parameters);
+}
+
+}  // namespace
+
+RowMovementPlan plan_row_movement(const RowMovementProblem& problem) {
+  RowMovementPlan plan{problem, {}};
+  if (problem.rows == 0 || problem.hidden == 0) return plan;
+  const int64_t row_bytes = problem.hidden * element_size(problem.dtype);
+  const bool whole = problem.alignment >= 16 && row_bytes % 16 == 0;
+  const int64_t unit = !whole && problem.movement == RowMovement::dispatch ? 1 : 16;
+  // Enough threads that each has one round of loads in flight, in whole warps.
+  const int64_t loads = ceil_div(row_bytes, unit * kernels::kDispatchVectors);
+  const auto threads =
+      static_cast<uint32_t>(std::clamp<int64_t>(round_up(loads, int64_t{32}), 32, kernels::kDispatchMaxThreads));
+  const auto per_block = static_cast<uint32_t>(minimum(kernels::kDispatchMaxThreads / threads, problem.rows));
+  const int64_t blocks = ceil_div(problem.rows, int64_t{per_block});
+  check(blocks < (int64_t{1} << 31), op_name(problem.movement), "rows", "are ", problem.rows, ": ", blocks,
+        " blocks; at most 2^31 - 1 can be launched");
+  driver::KernelLaunch launch;
+  launch.stem = "dispatch";
+  launch.kernel = kernel_name(problem, whole);
+  launch.grid.x = static_cast<uint32_t>(blocks);
+  launch.block = {threads, per_block, 1};
+  plan.launches.push_back(launch);
+  return plan;
+}
+
+std::string RowMovementPlan::text() const {
+  std::string text = std::string(op_name(problem.movement)) + " [" + std::to_string(problem.rows) + ", " +
+                     std::to_string(problem.hidden) + "]";
+  for (const driver::KernelLaunch& launch : launches) text += "\n  " + launch.text();
+  return text;
+}
+
+void launch_dispatch(const RowMovementPlan& plan, const kernels::DispatchArguments& arguments, driver::Stream& stream) {
+  launch(plan, arguments, stream);
+}
+
+void launch_combine(const RowMovementPlan& plan, const kernels::CombineArguments& arguments, driver::Stream& stream) {
+  launch(plan, arguments, stream);
+}
+
+void launch_combine_backward(const RowMovementPlan& plan, const kernels::CombineBackwardArguments& arguments,
+                             driver::Stream& stream) {
+  launch(plan, arguments, stream);
+}
+
+}  // namespace hunyuan_kernels::host

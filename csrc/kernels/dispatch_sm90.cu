@@ -1,0 +1,205 @@
+// The row movements of a mixture-of-experts layer. All are bound by memory: every byte is read and written once, in
+// vectors of 16 bytes.
+//
+//   dispatch          out[r] = x[token_ids[r]],  zeros for r >= rows_used and for tokens out of range
+//   combine           out[t] = sum_j weights[t, j] * y[rows[t, j]] + shared[t] + residual[t]
+//   combine_backward  grad_y[r] = weights[t, j] * grad_out[t],  grad_weights[t, j] = <grad_out[t], y[r]>,
+//                     with t = token_ids[r] and the j for which rows[t, j] = r; zeros for rows that nobody owns
+//
+// Shapes:   x [tokens, H], y [S, H], rows and weights [tokens, k]; rows of x, y, shared, residual and grad_out have any
+//           stride. dispatch moves bytes; the others take bf16 and fp32 and sum in fp32, in the order written above.
+//
+// Threads:  blockDim = (threads of a row, rows of a block). A thread takes the vectors t, t + threads, ... of its row,
+//           with kDispatchVectors loads in flight. With k > 1 a token's row is read k times, from L2 after the first.
+//
+// Order:    nothing is atomic. A row of y belongs to one assignment, so combine_backward goes by rows: it writes each
+//           gradient once, and its dot products are summed by a tree that depends on the number of threads alone.
+//
+// Bounds:   row and token numbers are data; those out of range are skipped, and nothing is read or written for them.
+//
+// Variants: <kernel> wants rows that start at multiples of 16 bytes and hold whole vectors; <kernel>_any goes element
+//           by element (dispatch: byte by byte).
+#include "arch/convert.cuh"
+#include "arch/launch.cuh"
+#include "kernels/dispatch_arguments.h"
+#include "tile/reduce.cuh"
+#include "tile/vector_io.cuh"
+
+namespace hunyuan_kernels::kernels {
+namespace {
+
+using arch::Words4;
+using tile::bfloat16;
+using tile::kElementsPerVector;
+
+__device__ __forceinline__ int64_t row_of_thread() { return int64_t{blockIdx.x} * blockDim.y + threadIdx.y; }
+__device__ __forceinline__ bool is_within(int32_t index, int64_t count) { return index >= 0 && index < count; }
+
+// f(slot, index) for up to kDispatchVectors of this thread's vectors of a row at a time, twice: all loads are issued
+// before the first result is used.
+template <typename Load, typename Use>
+__device__ __forceinline__ void for_each_vector(int64_t vectors, Load&& load, Use&& use) {
+  const int64_t step = int64_t{kDispatchVectors} * blockDim.x;
+  for (int64_t first = threadIdx.x; first < vectors; first += step) {
+#pragma unroll
+    for (int slot = 0; slot < kDispatchVectors; ++slot)
+      if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors) load(slot, index);
+#pragma unroll
+    for (int slot = 0; slot < kDispatchVectors; ++slot)
+      if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors) use(slot, index);
+  }
+}
+
+__device__ __forceinline__ Words4 load_unit(const Words4* from) { return arch::load_streaming(from); }
+__device__ __forceinline__ uint8_t load_unit(const uint8_t* from) { return *from; }
+
+template <typename Unit>
+__device__ __forceinline__ void dispatch_rows(const DispatchArguments& a) {
+  arch::wait_for_previous_launch();
+  arch::allow_next_launch();
+  const int64_t row = row_of_thread();
+  if (row >= a.rows) return;
+  const int32_t token = row < *a.rows_used ? a.token_ids[row] : -1;
+  const bool there = is_within(token, a.tokens);
+  const auto* from = reinterpret_cast<const Unit*>(static_cast<const char*>(a.x) + (there ? token : 0) * a.x_stride);
+  auto* to = reinterpret_cast<Unit*>(static_cast<char*>(a.out) + row * a.row_bytes);
+  Unit held[kDispatchVectors];
+  for_each_vector(
+      a.row_bytes / static_cast<int64_t>(sizeof(Unit)),
+      [&](int slot, int64_t index) { held[slot] = there ? load_unit(from + index) : Unit{}; },
+      [&](int slot, int64_t index) { to[index] = held[slot]; });
+}
+
+// Rows of elements, by vectors of 16 bytes; the last one may be cut off where kWhole does not exclude it.
+template <typename Element, bool kWhole>
+struct Row {
+  static constexpr int kPerVector = kElementsPerVector<Element>;
+
+  __device__ static int64_t vectors(int64_t hidden) { return (hidden + kPerVector - 1) / kPerVector; }
+
+  __device__ __forceinline__ static Words4 load(const void* row, int64_t index, int64_t hidden) {
+    const Element* from = static_cast<const Element*>(row) + index * kPerVector;
+    if constexpr (kWhole) return arch::load_streaming(from);
+    return tile::load_elements(from, static_cast<int>(min(int64_t{kPerVector}, hidden - index * kPerVector)));
+  }
+  __device__ __forceinline__ static void store(void* row, int64_t index, int64_t hidden,
+                                               const float (&values)[kPerVector]) {
+    Element* to = static_cast<Element*>(row) + index * kPerVector;
+    const Words4 packed = tile::pack<Element>(values);
+    if constexpr (kWhole)
+      *reinterpret_cast<Words4*>(to) = packed;
+    else
+      tile::store_elements(to, packed, static_cast<int>(min(int64_t{kPerVector}, hidden - index * kPerVector)));
+  }
+  __device__ static const void* at(const void* data, int64_t row, int64_t stride) {
+    return static_cast<const Element*>(data) + row * stride;
+  }
+  __device__ static void* at(void* data, int64_t row, int64_t stride) {
+    return static_cast<Element*>(data) + row * stride;
+  }
+};
+
+// sum += weight * v, element by element
+template <typename Element>
+__device__ __forceinline__ void add(float (&sum)[kElementsPerVector<Element>], float weight, const Words4& v) {
+#pragma unroll
+  for (int i = 0; i < kElementsPerVector<Element>; ++i)
+    sum[i] = fmaf(weight, __uint_as_float(tile::element_bits<Element>(v, i)), sum[i]);
+}
+
+template <typename Element, bool kWhole>
+__device__ __forceinline__ void combine(const CombineArguments& a) {
+  using R = Row<Element, kWhole>;
+  arch::wait_for_previous_launch();
+  arch::allow_next_launch();
+  const int64_t token = row_of_thread();
+  if (token >= a.tokens) return;
+  const int32_t* rows = a.rows + token * a.top_k;
+  const float* weights = a.weights + token * a.top_k;
+  const int64_t vectors = R::vectors(a.hidden), step = int64_t{kDispatchVectors} * blockDim.x;
+  for (int64_t first = threadIdx.x; first < vectors; first += step) {
+    float sum[kDispatchVectors][R::kPerVector] = {};
+    // One addend of every vector of this thread: its loads are issued together.
+    auto add_row = [&](const void* row, float weight) {
+      Words4 held[kDispatchVectors];
+#pragma unroll
+      for (int slot = 0; slot < kDispatchVectors; ++slot)
+        if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors)
+          held[slot] = R::load(row, index, a.hidden);
+#pragma unroll
+      for (int slot = 0; slot < kDispatchVectors; ++slot)
+        if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors)
+          add<Element>(sum[slot], weight, held[slot]);
+    };
+    for (int j = 0; j < a.top_k; ++j)
+      if (const int32_t row = rows[j]; is_within(row, a.rows_of_y)) add_row(R::at(a.y, row, a.y_stride), weights[j]);
+    if (a.shared) add_row(R::at(a.shared, token, a.shared_stride), 1.0f);
+    if (a.residual) add_row(R::at(a.residual, token, a.residual_stride), 1.0f);
+#pragma unroll
+    for (int slot = 0; slot < kDispatchVectors; ++slot)
+      if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors)
+        R::store(R::at(a.out, token, a.hidden), index, a.hidden, sum[slot]);
+  }
+}
+
+template <typename Element, bool kWhole>
+__device__ __forceinline__ void combine_backward(const CombineBackwardArguments& a) {
+  using R = Row<Element, kWhole>;
+  __shared__ float scratch[kDispatchMaxThreads / 32];
+  arch::wait_for_previous_launch();
+  arch::allow_next_launch();
+  const int64_t row = row_of_thread();
+  const int32_t token = row < a.rows_of_y ? a.token_ids[row] : -1;
+  int64_t assignment = -1;
+  if (is_within(token, a.tokens))
+    for (int j = 0; j < a.top_k && assignment < 0; ++j)
+      if (a.rows[token * int64_t{a.top_k} + j] == row) assignment = token * int64_t{a.top_k} + j;
+  const bool owned = assignment >= 0;
+  const float weight = owned ? a.weights[assignment] : 0.0f;
+  const void* grad_out = R::at(a.grad_out, owned ? token : 0, a.grad_out_stride);
+  const void* y = R::at(a.y, owned ? row : 0, a.y_stride);
+  void* grad_y = R::at(a.grad_y, row, a.hidden);
+  float dot = 0.0f;
+  Words4 grads[kDispatchVectors], values[kDispatchVectors];
+  for_each_vector(
+      row < a.rows_of_y ? R::vectors(a.hidden) : 0,
+      [&](int slot, int64_t index) {
+        if (!owned) return;
+        grads[slot] = R::load(grad_out, index, a.hidden);
+        values[slot] = R::load(y, index, a.hidden);
+      },
+      [&](int slot, int64_t index) {
+        float gradient[R::kPerVector] = {};
+        if (owned) {
+#pragma unroll
+          for (int i = 0; i < R::kPerVector; ++i) {
+            const float g = __uint_as_float(tile::element_bits<Element>(grads[slot], i));
+            gradient[i] = weight * g;
+            dot = fmaf(g, __uint_as_float(tile::element_bits<Element>(values[slot], i)), dot);
+          }
+        }
+        R::store(grad_y, index, a.hidden, gradient);
+      });
+  dot = tile::group_sum(dot, threadIdx.y * blockDim.x + threadIdx.x, blockDim.x, scratch);
+  if (owned && threadIdx.x == 0) a.grad_weights[assignment] = dot;
+}
+
+}  // namespace
+
+#define HK_KERNEL(name, Arguments, body)                                                                        \
+  extern "C" __global__ void __launch_bounds__(kDispatchMaxThreads) name(const __grid_constant__ Arguments a) { \
+    body(a);                                                                                                    \
+  }
+HK_KERNEL(dispatch_rows, DispatchArguments, dispatch_rows<Words4>)
+HK_KERNEL(dispatch_rows_any, DispatchArguments, dispatch_rows<uint8_t>)
+#define HK_KERNELS(suffix, Element, whole)                                          \
+  HK_KERNEL(dispatch_combine_##suffix, CombineArguments, (combine<Element, whole>)) \
+  HK_KERNEL(dispatch_combine_backward_##suffix, CombineBackwardArguments, (combine_backward<Element, whole>))
+HK_KERNELS(bfloat16, bfloat16, true)
+HK_KERNELS(bfloat16_any, bfloat16, false)
+HK_KERNELS(float32, float, true)
+HK_KERNELS(float32_any, float, false)
+#undef HK_KERNELS
+#undef HK_KERNEL
+
+}  // namespace hunyuan_kernels::kernels
