@@ -137,6 +137,10 @@ const DriverTable& simulated_driver() {
   return table;
 }
 
+SimulatedGpu::~SimulatedGpu() {
+  if (current_gpu == this) current_gpu = nullptr;
+}
+
 void SimulatedGpu::make_current(SimulatedGpu* gpu) { current_gpu = gpu; }
 
 int SimulatedGpu::attribute(CUdevice_attribute which) const {

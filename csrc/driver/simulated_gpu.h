@@ -18,6 +18,8 @@ const DriverTable& simulated_driver();
 class SimulatedGpu {
  public:
   explicit SimulatedGpu(const simulator::Options& options) : device_(options) {}
+  ~SimulatedGpu();  // the thread has none afterwards
+  SimulatedGpu(const SimulatedGpu&) = delete;
 
   // Null: the thread has none.
   static void make_current(SimulatedGpu* gpu);

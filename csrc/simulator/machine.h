@@ -122,6 +122,7 @@ class Warp {
   // Pending wgmma work (see wgmma.cpp).
   std::deque<std::unique_ptr<WgmmaOp>> wgmma_queue;
   uint32_t wgmma_open_group = 0;
+  VectorClock wgmma_commits;  // race detection; of a warpgroup, kept by its first warp
   uint32_t wgmma_unfinished = 0;
   std::vector<uint16_t> pending_register;  // per 64 bytes of register file: unfinished wgmma that write it
   uint32_t fenced_wgmma = 0;

@@ -166,13 +166,18 @@ void execute(Warp& warp, WgmmaOp& op) {
 
 uint16_t& pending_count(Warp& warp, const Operand& o) { return warp.pending_register[o.offset / 64]; }
 
+void finish_reads(Warp& warp, WgmmaOp& op) {
+  for (uint32_t c : op.chunks) --warp.cta->shared.async_readers[c / 16];
+  op.chunks.clear();
+}
+
 void retire(Warp& warp, WgmmaOp& op) {
   if (op.is_copy) {
     --pending_count(warp, op.instr->op[0]);
     return;
   }
   for (auto& d : op.instr->list) --pending_count(warp, d);
-  for (uint32_t c : op.chunks) --warp.cta->shared.async_readers[c / 16];
+  finish_reads(warp, op);
   --warp.wgmma_unfinished;
 }
 
@@ -250,12 +255,37 @@ ExecStatus exec_wgmma_fence(Warp& warp, const Instr&, uint32_t) {
 ExecStatus exec_wgmma_commit(Warp& warp, const Instr&, uint32_t) {
   if (!warp.converged(kFullMask)) return ExecStatus::Blocked;
   ++warp.wgmma_open_group;
+  race_release(warp, warp.cta->warps[warp.index / 4 * 4].wgmma_commits);
   return ExecStatus::Next;
 }
+
+// A wgmma belongs to the four warps of its warpgroup: for one of them it is complete when all have issued it, and then
+// its reads of shared memory are done for all. CUTLASS relies on it: one warp releases a stage for its whole warpgroup.
+bool warpgroup_reaches(Warp& warp, uint32_t group) {
+  const uint32_t first = warp.index / 4 * 4, end = std::min<uint32_t>(first + 4, (uint32_t)warp.cta->warps.size());
+  for (uint32_t i = first; i < end; ++i) {
+    const Warp& other = warp.cta->warps[i];
+    if (!other.done && (int32_t)(other.wgmma_open_group - group) < 0) return false;
+  }
+  for (uint32_t i = first; i < end; ++i) {
+    Warp& other = warp.cta->warps[i];
+    for (auto& op : other.wgmma_queue) {
+      if ((int32_t)(op->group - group) >= 0) break;
+      if (!op->executed) execute(other, *op);
+      finish_reads(other, *op);
+    }
+  }
+  race_acquire(warp, warp.cta->warps[first].wgmma_commits);
+  return true;
+}
+
 ExecStatus exec_wgmma_wait(Warp& warp, const Instr& instr, uint32_t) {
   if (!warp.converged(kFullMask)) return ExecStatus::Blocked;
-  if ((uint32_t)instr.imm[0] <= warp.wgmma_open_group)
-    retire_before(warp, warp.wgmma_open_group - (uint32_t)instr.imm[0]);
+  if ((uint32_t)instr.imm[0] <= warp.wgmma_open_group) {
+    const uint32_t group = warp.wgmma_open_group - (uint32_t)instr.imm[0];
+    if (!warpgroup_reaches(warp, group)) return ExecStatus::Blocked;
+    retire_before(warp, group);
+  }
   if (warp.wgmma_queue.empty()) warp.fenced_wgmma = 0;
   warp.launch->progress();
   return ExecStatus::Next;
