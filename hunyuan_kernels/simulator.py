@@ -132,7 +132,13 @@ def simulated_gpu(
         RuntimeError: the thread is inside another ``simulated_gpu``, or the build has no device code (no nvcc).
         TypeError, ValueError: a setting of a wrong type or out of range.
     """
-    from hunyuan_kernels._C import driver, simulator
+    try:
+        from hunyuan_kernels._C import driver, simulator
+    except ImportError as error:
+        raise ImportError(
+            f"simulated_gpu: hunyuan_kernels._C, which holds the simulator, does not load ({error}); build the package "
+            "again (./dev setup)"
+        ) from error
 
     options = simulator.Gpu(
         seed=_checked("seed", seed, 0, 2**64 - 1),

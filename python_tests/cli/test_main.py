@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -102,3 +103,16 @@ def test_as_a_program():
     )
     assert "grouped_gemm" in result.stdout
     assert "\x1b" not in result.stdout, "control characters in what is not a terminal"
+
+
+@needs_device_code
+def test_counters_in_the_docs_are_current():
+    """All columns but the last, which depends on the version of nvcc."""
+    written = [
+        line.split("|")[1:-2]
+        for line in (Path(__file__).resolve().parents[2] / "docs/kernels/quantize.md").read_text().splitlines()
+        if "| `quantize_" in line
+    ]
+    counted = [line.split("|")[1:-2] for line in run("counters", "quantize_fp8").output.splitlines()[2:]]
+    assert written == counted
+    assert written

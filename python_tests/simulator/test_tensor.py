@@ -133,10 +133,12 @@ def test_wgmma_e4m3(gpu, mod, swizzle):
     assert 1e-6 < error < 0.1
 
 
-def test_wgmma_registers(gpu, mod):
+@pytest.mark.parametrize("kernel", ["registers_ok", "one_warp_reuses"])
+def test_wgmma_registers(gpu, mod, kernel):
+    gpu.check_races = True
     a, b = torch.randn(64, 16).bfloat16(), torch.randn(64, 16).bfloat16()
     out = torch.zeros(64, 64)
-    gpu.launch(mod, "registers_ok", grid=1, block=128, args=[a, b, out])
+    gpu.launch(mod, kernel, grid=1, block=128, args=[a, b, out])
     torch.testing.assert_close(out.double(), a.double() @ b.double().T, rtol=1e-4, atol=1e-4)
 
 

@@ -166,7 +166,8 @@ TILE(tile_bf16_mn, 0, 1, 1)
 TILE(tile_e4m3, 1, 0, 0)
 
 // A from registers, B written by threads through the generic proxy. bug: 1 no proxy fence, 2 accumulators read
-// before wait_group, 3 tile overwritten before wait_group
+// before wait_group, 3 tile overwritten before wait_group. 4 is none: one warp overwrites the tile after its own
+// wait_group, and so after that of the warpgroup.
 template <int bug>
 __device__ void gemm_registers(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out) {
   __shared__ __align__(1024) __nv_bfloat16 sb[64 * 16];  // no swizzle: 8x8 core matrices, K chunks 1024 bytes apart
@@ -187,7 +188,12 @@ __device__ void gemm_registers(const __nv_bfloat16* a, const __nv_bfloat16* b, f
   if (bug == 2) write_accumulators(out, d, 64);
   if (bug == 3) sb[threadIdx.x] = __float2bfloat16(0.f);
   wgmma_wait<0>();
+  if (bug == 4 && threadIdx.x < 32)
+    for (int i = threadIdx.x; i < 64 * 16; i += 32) sb[i] = __float2bfloat16(0.f);
   write_accumulators(out, d, 64);
+}
+extern "C" __global__ void one_warp_reuses(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out) {
+  gemm_registers<4>(a, b, out);
 }
 extern "C" __global__ void registers_ok(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out) {
   gemm_registers<0>(a, b, out);
