@@ -1,7 +1,13 @@
 """``counters``: what the launches of an op do at a benchmark's size, counted on a simulated GPU."""
 
+import sys
 from collections.abc import Iterator
+from typing import Annotated
 
+import typer
+
+from hunyuan_kernels._ops import MissingKernelError
+from hunyuan_kernels.cli.common import chosen_specs
 from hunyuan_kernels.simulator import simulated_gpu
 from hunyuan_kernels.testing.simulated import demanded_bytes, moved_bytes
 from hunyuan_kernels.testing.spec import OpSpec
@@ -45,3 +51,12 @@ def markdown(rows: Iterator[tuple[str, ...]]) -> str:
     """A Markdown table of :func:`counter_rows`."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def counters(name: Annotated[str, typer.Argument(metavar="OP")]) -> None:
+    """Counts what the CUDA kernels of an op do at a benchmark's size, on a simulated GPU: a Markdown table."""
+    try:
+        print(markdown(counter_rows(chosen_specs([name])[0])))
+    except MissingKernelError as error:
+        print(f"hunyuan-kernels: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
