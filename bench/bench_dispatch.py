@@ -1,4 +1,4 @@
-"""Benchmarks of the stem ``dispatch``; cases and baselines are those of ``hunyuan_kernels/testing/specs/dispatch.py``."""
+"""Benchmarks of the stem ``dispatch``: the cases and baselines of its spec."""
 
 
 def test_dispatch(run):

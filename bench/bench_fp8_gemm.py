@@ -1,4 +1,4 @@
-"""Benchmarks of the stem ``fp8_gemm``; cases and baselines are those of ``hunyuan_kernels/testing/specs/fp8_gemm.py``."""
+"""Benchmarks of the stem ``fp8_gemm``: the cases and baselines of its spec."""
 
 
 def test_fp8_gemm(run):

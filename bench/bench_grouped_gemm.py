@@ -1,4 +1,4 @@
-"""Benchmarks of the stem ``grouped_gemm``; cases and baselines are those of ``hunyuan_kernels/testing/specs/grouped_gemm.py``."""
+"""Benchmarks of the stem ``grouped_gemm``: the cases and baselines of its spec."""
 
 
 def test_grouped_gemm(run):

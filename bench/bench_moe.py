@@ -1,4 +1,4 @@
-"""Benchmarks of the stem ``moe``; cases and baselines are those of ``hunyuan_kernels/testing/specs/moe.py``."""
+"""Benchmarks of the stem ``moe``: the cases and baselines of its spec."""
 
 
 def test_moe(run):

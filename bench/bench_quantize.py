@@ -1,4 +1,4 @@
-"""Benchmarks of the stem ``quantize``; cases and baselines are those of ``hunyuan_kernels/testing/specs/quantize.py``."""
+"""Benchmarks of the stem ``quantize``: the cases and baselines of its spec."""
 
 
 def test_quantize(run):

@@ -1,4 +1,4 @@
-"""Benchmarks of the stem ``routing``; cases and baselines are those of ``hunyuan_kernels/testing/specs/routing.py``."""
+"""Benchmarks of the stem ``routing``: the cases and baselines of its spec."""
 
 
 def test_routing(run):

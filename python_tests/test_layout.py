@@ -17,6 +17,7 @@ ROOMS = (
     "csrc/host/{}.cpp",
     "csrc/kernels/{}_sm90.cu",
     "python_tests/ops/test_{}.py",
+    "bench/bench_{}.py",
 )
 NO_CUDA_YET = "its CUDA kernels are not written yet; on CUDA tensors the op raises"
 #: Rooms that a stem does without, and why.

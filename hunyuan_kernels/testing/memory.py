@@ -66,8 +66,8 @@ class MemoryProbe:
         """Bytes by which the child's resident memory rises above its level before the call, at its highest point.
 
         ``prepare``, importable by name, runs in the child and returns the function to be measured; what it allocates
-        does not count. Outputs, temporary tensors and scratch of the library do, in whole pages. None where the system
-        keeps no such mark (anything but Linux).
+        does not count. Outputs, temporary tensors and scratch of the library do; Linux counts pages in batches, which
+        leaves an error of up to some 100 KiB. None where the system keeps no such mark (anything but Linux).
         """
         if sys.platform != "linux" or not _CLEAR.exists():
             return None

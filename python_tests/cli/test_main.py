@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hunyuan_kernels.cli import main
+from hunyuan_kernels.cli import common, main
 from hunyuan_kernels.testing.compare import Comparison
 from hunyuan_kernels.testing.simulated import SETTINGS
 from hunyuan_kernels.testing.spec import all_specs
@@ -43,7 +43,7 @@ def test_check_passes_and_fails(monkeypatch):
     assert run("check", "quantize_fp8").exit_code == 0
     spec = next(spec for spec in all_specs() if spec.name == "quantize_fp8")
     failing = dataclasses.replace(spec, compare=lambda *_: [Comparison(False, "made to fail", 1.0, 2.0)])
-    monkeypatch.setattr(main, "all_specs", lambda: iter([failing]))
+    monkeypatch.setattr(common, "all_specs", lambda: iter([failing]))
     result = run("check")
     assert result.exit_code == 1
     assert "made to fail" in result.output

@@ -1,0 +1,159 @@
+"""`hunyuan-kernels bench`: table, JSON, bad arguments; and the report on all ops."""
+
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from hunyuan_kernels.cli import bench, main
+from hunyuan_kernels.testing.compare import Comparison
+from hunyuan_kernels.testing.measure import Bench
+from hunyuan_kernels.testing.spec import all_specs
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("--seconds", "0.01", "--case", "row")
+
+
+def run(*arguments):
+    return CliRunner().invoke(main.app, ("bench", *arguments))
+
+
+def spec_of(name):
+    return next(spec for spec in all_specs() if spec.name == name)
+
+
+def test_table():
+    result = run("quantize_fp8", "--preset", "hunyuan-a13b", *QUICK)
+    assert result.exit_code == 0, result.output
+    for name, _ in bench.COLUMNS:
+        assert name in result.output
+    assert "4096x4096 row bfloat16" in result.output
+    assert "torch eager" in result.output
+    assert "block_1x128" not in result.output, "a case that was not asked for"
+
+
+def test_json():
+    result = run("quantize_fp8", "--json", "-", *QUICK)
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert content["machine"]["torch"] == torch.__version__
+    assert {"processor", "cores", "threads", "instruction_set", "hunyuan_kernels", "commit"} <= set(content["machine"])
+    (row,) = content["results"]
+    assert row["op"] == "quantize_fp8"
+    assert row["dtype"] == "bfloat16"
+    assert 0 < row["p20_s"] <= row["median_s"] <= row["p80_s"]
+    assert row["bytes_per_second"] == pytest.approx(row["work"]["bytes"] / row["median_s"])
+    assert row["best_baseline"] == "torch eager"
+    assert row["speedup"] == pytest.approx(row["baselines"]["torch eager"]["median_s"] / row["median_s"])
+    assert row["max_error"] == 0.0
+    assert row["cache"] == "warm"
+    if sys.platform == "linux":
+        assert row["peak_memory_bytes"] > 0.9 * 4096 * 2048
+
+
+def test_json_into_a_file(tmp_path):
+    file = tmp_path / "result.json"
+    result = run("quantize_fp8", "--json", str(file), "--cold", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "cold caches" in result.output
+    assert json.loads(file.read_text())["results"][0]["cache"] == "cold"
+    missing = tmp_path / "missing" / "result.json"
+    result = run("quantize_fp8", "--json", str(missing), *QUICK)
+    assert result.exit_code == 2
+    assert f"cannot write {missing}" in result.output
+
+
+def test_threads():
+    before = torch.get_num_threads()
+    try:
+        result = run("quantize_fp8", "--threads", "1", "--json", "-", *QUICK)
+        assert json.loads(result.stdout)["machine"]["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grouped_gem"], "unknown op 'grouped_gem'; allowed: dispatch, dispatch_fp8"),
+        (["grouped_gem"], "Did you mean grouped_gemm?"),
+        (["--preset", "hunyuan"], "unknown preset 'hunyuan'; allowed: hunyuan-large, hunyuan-a13b"),
+        (["route", "--case", "nothing"], "unknown case 'nothing'; allowed: T=2048"),
+        (["--threads", "0"], "--threads"),
+        (["--seconds", "-1"], "--seconds"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_baselines_that_would_take_too_long_are_left_out():
+    spec = spec_of("grouped_gemm")
+    small, large = spec.bench_cases(None)[:2]
+    settings = Bench(seconds=0.01, patience=1e-9)
+    first, second = settings.measure(spec, small), settings.measure(spec, large)
+    assert set(first.baselines) == set(spec.baselines)
+    assert second.baselines == {}
+    assert second.speedup is None
+    assert all("would take about" in reason for reason in second.left_out.values())
+
+
+def test_naive_baselines_are_not_judged():
+    measured = Bench(seconds=0.01).measure(spec_of("route"), spec_of("route").bench_cases(None)[0])
+    naive = dataclasses.replace(measured.baselines["naive one-hot"], samples=(1e-9,))
+    faster = dataclasses.replace(measured, baselines={**measured.baselines, "naive one-hot": naive})
+    assert faster.best_baseline == "index-based"
+
+
+def report(monkeypatch, specs):
+    monkeypatch.setattr(bench, "all_specs", lambda: iter(specs))
+    output = Console(file=io.StringIO(), width=200)
+    return bench.op_report(output, seconds=0.01), output.file.getvalue()
+
+
+def test_report(monkeypatch):
+    passed, text = report(monkeypatch, [spec_of("route"), spec_of("quantize_fp8")])
+    assert passed
+    assert "naive one-hot" in text
+    assert "not judged" in text
+    wrong = dataclasses.replace(spec_of("quantize_fp8"), compare=lambda *_: [Comparison(False, "wrong", 1.0, 2.0)])
+    passed, text = report(monkeypatch, [spec_of("route"), wrong])
+    assert not passed
+    assert "FAILED" in text
+
+
+def test_a_wrong_op_fails_the_check():
+    """Not the comparison, the op: one bit of one element."""
+    spec = spec_of("dispatch")
+
+    def wrong(**arguments):
+        out = spec.function(**arguments)
+        if out.numel():
+            out.view(torch.uint8)[0, 0] ^= 1
+        return out
+
+    from hunyuan_kernels.cli.check import check_op
+
+    count, _, failures = check_op(dataclasses.replace(spec, function=wrong))
+    assert count == len(spec.cases())
+    assert failures
+    assert "1 of" in failures[0]
+
+
+def test_every_file_in_bench_runs():
+    command = [sys.executable, "-m", "pytest", "bench", "--smallest", "--benchmark-disable", "-q", "-rA"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for spec in all_specs():
+        passed = rf"PASSED .*bench_{spec.stem}\.py::test_{spec.stem}\[{spec.name}, "
+        assert re.search(passed, result.stdout), f"nothing of {spec.name} ran"
