@@ -47,7 +47,7 @@ def interleave(
     candidates: Mapping[str, Callable[[], object]],
     *,
     seconds: float = 1.0,
-    rounds: tuple[int, int] = (5, 200),
+    rounds: tuple[int, int] = (3, 200),
     cold: bool = False,
 ) -> dict[str, Timing]:
     """Times all candidates round robin, so that a machine that slows down slows all of them.

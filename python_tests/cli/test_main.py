@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import hunyuan_kernels as hk
 from hunyuan_kernels.cli import common, main
 from hunyuan_kernels.testing.compare import Comparison
 from hunyuan_kernels.testing.simulated import SETTINGS
@@ -39,29 +41,36 @@ def test_list_names_every_op():
         assert spec.name in result.output
 
 
+def one_wrong_bit(**arguments):
+    out = hk.dispatch(**arguments)
+    if out.numel():
+        out.view(torch.uint8)[0, 0] ^= 1
+    return out
+
+
 def test_check_passes_and_fails(monkeypatch):
     assert run("check", "quantize_fp8").exit_code == 0
-    spec = next(spec for spec in all_specs() if spec.name == "quantize_fp8")
-    failing = dataclasses.replace(spec, compare=lambda *_: [Comparison(False, "made to fail", 1.0, 2.0)])
+    spec = next(spec for spec in all_specs() if spec.name == "dispatch")
+    failing = dataclasses.replace(spec, function=one_wrong_bit)
     monkeypatch.setattr(common, "all_specs", lambda: iter([failing]))
     result = run("check")
     assert result.exit_code == 1
-    assert "made to fail" in result.output
+    assert "dispatch on portable [one token, H 1, bfloat16] seed 0: rows: 1 of 1 elements differ" in result.output
 
 
 @needs_device_code
 def test_check_on_a_simulated_gpu(monkeypatch):
     spec = next(spec for spec in all_specs() if spec.name == "quantize_fp8")
     few = dataclasses.replace(spec, cases=lambda: spec.cases()[:3])
-    route = next(spec for spec in all_specs() if spec.name == "route")
-    monkeypatch.setattr(main, "all_specs", lambda: iter([few, route]))
+    unported = next(spec for spec in all_specs() if spec.name == "fp8_gemm")
+    monkeypatch.setattr(common, "all_specs", lambda: iter([few, unported]))
     result = run("check", "--simulate", "--seeds", "2")
     assert result.exit_code == 0
     for setting in SETTINGS:
         assert f"latency {SETTINGS[setting]['latency']} " in result.output
-    assert "not simulated: route has no CUDA kernel" in result.output
+    assert "not simulated: fp8_gemm has no CUDA kernel" in result.output
     failing = dataclasses.replace(few, compare=lambda *_: [Comparison(False, "made to fail", 1.0, 2.0)])
-    monkeypatch.setattr(main, "all_specs", lambda: iter([failing]))
+    monkeypatch.setattr(common, "all_specs", lambda: iter([failing]))
     result = run("check", "--simulate")
     assert result.exit_code == 1
     assert "made to fail" in result.output
@@ -73,7 +82,7 @@ def test_counters_of_each_launch(monkeypatch):
     small = dataclasses.replace(
         spec, bench_cases=lambda preset: [case for case in spec.cases() if "256x128" in case.label]
     )
-    monkeypatch.setattr(main, "all_specs", lambda: iter([small]))
+    monkeypatch.setattr(common, "all_specs", lambda: iter([small]))
     result = run("counters", "quantize_fp8")
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -85,9 +94,9 @@ def test_counters_of_each_launch(monkeypatch):
 
 
 def test_counters_of_an_op_without_kernels():
-    result = run("counters", "route")
+    result = run("counters", "fp8_gemm")
     assert result.exit_code == 1
-    assert "hunyuan-kernels: route: runs on the CPU only" in result.output
+    assert "hunyuan-kernels: fp8_gemm: runs on the CPU only" in result.output
 
 
 @pytest.mark.parametrize("name", ["quantize", "nothing"])
