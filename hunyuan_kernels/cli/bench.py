@@ -109,30 +109,35 @@ def bench(
     pairs = [(spec, c) for spec in specs for c in spec.bench_cases(preset) if case is None or case in c.label]
     if not pairs:
         refuse("case", case or "", [c.label for spec in specs for c in spec.bench_cases(preset)])
+    if json_file is not None and json_file != "-":
+        _require_writable(json_file)
     if threads is not None:
         torch.set_num_threads(threads)
+    where = machine.describe()
     progress = Console(stderr=True)
     steps = track(pairs, "measuring", console=progress, disable=not progress.is_terminal, transient=True)
     with MemoryProbe() as probe:
         settings = Bench(seconds, patience, cold, preset, probe)
         results = [settings.measure(spec, one) for spec, one in steps]
-    where = machine.describe()
     if json_file != "-":
         title = (
             f"{where['processor']}, {where['threads']} threads, {'cold' if cold else 'warm'} caches, {where['commit']}"
         )
         console.print(bench_table(results, title))
-    if json_file is not None:
-        _write_json(json_file, {"machine": where, "results": [result.to_json() for result in results]})
-
-
-def _write_json(target: str, content: object) -> None:
-    text = json.dumps(content, indent=1)
-    if target == "-":
-        print(text)
+    if json_file is None:
         return
+    text = json.dumps({"machine": where, "results": [result.to_json() for result in results]}, indent=1)
+    if json_file == "-":
+        print(text)
+    else:
+        Path(json_file).write_text(text + "\n", encoding="utf-8")
+
+
+def _require_writable(target: str) -> None:
+    """Before minutes of measuring, not after them."""
     try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
+        with Path(target).open("a"):
+            pass
     except OSError as error:
         print(f"hunyuan-kernels: --json: cannot write {target}: {error.strerror}", file=sys.stderr)
         raise typer.Exit(2) from error
