@@ -8,6 +8,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -80,8 +81,13 @@ def _rows(result: Measurement) -> Iterable[list[str]]:
 
 
 def bench_table(results: list[Measurement], title: str) -> Table:
-    """One row for each case and below it one for each baseline; the asterisk marks the one that counts."""
-    table = Table(title=title, caption="x: a baseline's time over the op's; * the best baseline. Errors are absolute.")
+    """One row for each case and below it one for each baseline; the asterisk marks the one that counts.
+
+    Markdown where the output is not a terminal.
+    """
+    caption = "x: a baseline's time over the op's; * the best baseline. Errors are absolute."
+    style = box.HEAVY_HEAD if console.is_terminal else box.MARKDOWN
+    table = Table(title=title, caption=caption, box=style, title_justify="left", caption_justify="left")
     for name, numeric in COLUMNS:
         table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric or name == "op")
     for result in results:
@@ -121,7 +127,7 @@ def bench(
         results = [settings.measure(spec, one) for spec, one in steps]
     if json_file != "-":
         title = (
-            f"{where['processor']}, {where['threads']} threads, {'cold' if cold else 'warm'} caches, {where['commit']}"
+            f"{where['processor']}, threads: {where['threads']}, {'cold' if cold else 'warm'} caches, {where['commit']}"
         )
         console.print(bench_table(results, title))
     if json_file is None:

@@ -15,7 +15,7 @@ from hunyuan_kernels.testing.spec import Arguments, Case, OpSpec, Work, verify
 from hunyuan_kernels.testing.timing import Timing, interleave
 
 #: A reference without a sample is run for cases up to this size.
-_CHECKED_UP_TO = Work(flops=4e9, bytes=2.0**28)
+_CHECKED_UP_TO = Work(flops=4e9, bytes=2.0**29)
 _PROBE = "ceiling: "
 
 
