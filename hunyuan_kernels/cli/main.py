@@ -14,6 +14,7 @@ from hunyuan_kernels.cli.bench import bench
 from hunyuan_kernels.cli.check import check
 from hunyuan_kernels.cli.common import console
 from hunyuan_kernels.cli.counters import counters
+from hunyuan_kernels.cli.demo import demo
 from hunyuan_kernels.testing.instruction_set import supported_instruction_sets
 from hunyuan_kernels.testing.spec import all_specs
 
@@ -64,6 +65,7 @@ def list_ops() -> None:
     console.print(table)
 
 
+app.command()(demo)
 app.command()(check)
 app.command()(bench)
 app.command()(counters)

@@ -1,0 +1,80 @@
+"""The mixture-of-experts layer as a module."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+import hunyuan_kernels as hk
+from hunyuan_kernels.model.config import Config
+
+
+class MoE(nn.Module):
+    """1 shared and E routed SwiGLU experts: :func:`hunyuan_kernels.moe` with its weights.
+
+    While training an expert takes ``ceil(capacity_factor * T * top_k / E)`` of the T tokens at most. In inference there
+    is no capacity. ``fp8``, when set, replaces the routed experts in inference.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        hidden, intermediate, experts = config.hidden_size, config.intermediate_size, config.num_experts
+        self.gate = nn.Parameter(torch.empty(experts, hidden))
+        self.experts_gate_up = nn.Parameter(torch.empty(experts, 2 * intermediate, hidden))
+        self.experts_down = nn.Parameter(torch.empty(experts, hidden, intermediate))
+        self.shared_gate_up = nn.Parameter(torch.empty(2 * intermediate, hidden))
+        self.shared_down = nn.Parameter(torch.empty(hidden, intermediate))
+        self.fp8: hk.Fp8Experts | None = None
+
+    @property
+    def experts(self) -> hk.Experts:
+        return hk.Experts(self.experts_gate_up, self.experts_down)
+
+    def capacity(self, tokens: int) -> int | None:
+        """Rows of an expert at most, for so many tokens."""
+        factor = self.config.capacity_factor
+        if factor is None or not self.training:
+            return None
+        return math.ceil(factor * tokens * self.config.top_k / self.config.num_experts)
+
+    def quantized_experts(self, activations: str = "none") -> hk.Fp8Experts:
+        """The routed experts in FP8, to be set as ``fp8``. Gate and up are scaled apart.
+
+        ``activations="none"`` quantizes the weights alone, with one scale for each matrix (as Hunyuan's published FP8
+        checkpoints do); ``"block_1x128"`` weights in blocks of 128 x 128, and activations as they come.
+
+        Raises:
+            ValueError: other ``activations``.
+        """
+        recipes = {"none": "tensor", "block_1x128": "block_128x128"}
+        if activations not in recipes:
+            raise ValueError(f"MoE: activations is {activations!r}; allowed: {', '.join(map(repr, recipes))}")
+        gate_up, down = (weights.detach() for weights in self.experts)
+        halves = gate_up.unflatten(1, (2, -1)).flatten(0, 1)  # [2E, I, H]: a scale for gate and one for up
+        gate_up_q, gate_up_scale = hk.quantize_fp8(halves, recipes[activations])
+        down_q, down_scale = hk.quantize_fp8(down, recipes[activations])
+        return hk.Fp8Experts(
+            gate_up_q.view(gate_up.shape), down_q, gate_up_scale.unflatten(0, (-1, 2)), down_scale, activations
+        )
+
+    def forward(self, x: Tensor, residual: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor, hk.Routing]:
+        """x and residual ``[..., H]`` to ``residual + moe(x)``, the load balancing loss, and the routing.
+
+        ``seed`` is that of recycling; None draws one.
+        """
+        if self.training and self.fp8 is not None:
+            raise RuntimeError("MoE: FP8 experts have no gradient; call eval() first, or set fp8 to None to train")
+        y, logits, routing = hk.moe(
+            x,
+            self.gate,
+            self.experts if self.fp8 is None else self.fp8,
+            (self.shared_gate_up, self.shared_down),
+            top_k=self.config.top_k,
+            capacity=self.capacity(x.numel() // x.shape[-1]),
+            overflow=self.config.overflow,
+            seed=seed,
+            residual=residual,
+            return_routing=True,
+        )
+        return y, hk.load_balancing_loss(logits, routing), routing

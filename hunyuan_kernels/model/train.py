@@ -1,0 +1,98 @@
+"""Training: parameter groups, learning rate, and the loop."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hunyuan_kernels.model.decoder import Decoder
+
+#: Learning rate of the routed experts relative to all other parameters: with top-1 of 16 they see a sixteenth of the
+#: tokens, a smaller batch. Value from the Hunyuan-Large report, arXiv 2411.02265, section 2.3.2.
+EXPERT_LEARNING_RATE_RATIO = 0.31
+
+
+def parameter_groups(
+    model: Decoder,
+    learning_rate: float,
+    *,
+    expert_ratio: float = EXPERT_LEARNING_RATE_RATIO,
+    weight_decay: float = 0.1,
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer: routed experts with their own learning rate, gains of norms without decay."""
+    experts: list[Tensor] = []
+    matrices: list[Tensor] = []
+    gains: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if name.endswith(("experts_gate_up", "experts_down")):
+            experts.append(parameter)
+        else:
+            (matrices if parameter.dim() > 1 else gains).append(parameter)
+    return [
+        {"params": experts, "lr": learning_rate * expert_ratio, "weight_decay": weight_decay},
+        {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": gains, "lr": learning_rate, "weight_decay": 0.0},
+    ]
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up over the first 5% of the steps, then a cosine down to a tenth."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of training shows."""
+
+    #: Cross-entropy in nats per token.
+    loss: float
+    balance_loss: float
+    #: Shares of all assignments that lost their expert to the capacity: those left without one, those sent elsewhere.
+    dropped: float
+    recycled: float
+    #: ``[num_layers, num_experts]``: what the router asked of each expert, relative to an even share.
+    demand: Tensor
+
+
+def train(
+    model: Decoder,
+    batches: Iterable[Tensor],
+    steps: int,
+    *,
+    learning_rate: float,
+    balance_weight: float = 0.01,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """Trains on ``steps`` batches of tokens ``[B, T + 1]`` with AdamW, and yields after each.
+
+    The loss is the cross-entropy of the next token plus ``balance_weight`` times the load balancing loss. ``seed`` is
+    that of recycling.
+    """
+    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate), betas=(0.9, 0.95), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
+    model.train()
+    for step, batch in zip(range(steps), batches, strict=False):
+        out = model(batch[:, :-1], seed=seed * steps + step)
+        loss = F.cross_entropy(out.logits.flatten(0, 1), batch[:, 1:].flatten())
+        (loss + balance_weight * out.balance_loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        demand = torch.stack([r.demand for r in out.routings]).float()
+        assignments = float(demand.sum())
+        yield Step(
+            loss=loss.item(),
+            balance_loss=out.balance_loss.item(),
+            dropped=sum(int(r.num_dropped) for r in out.routings) / assignments,
+            recycled=sum(int(r.num_recycled) for r in out.routings) / assignments,
+            demand=demand / demand.mean(1, keepdim=True),
+        )

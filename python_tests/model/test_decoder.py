@@ -1,0 +1,130 @@
+"""The decoder's parts against their formulas, and what must hold of the whole."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hunyuan_kernels.model import Config, Decoder
+from hunyuan_kernels.model.attention import Attention
+from hunyuan_kernels.model.rope import apply_rope, rope_tables
+
+CONFIG = Config(
+    vocabulary_size=40,
+    hidden_size=32,
+    num_layers=4,
+    num_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    intermediate_size=24,
+    num_experts=8,
+)
+
+
+def make(seed=0, **changes):
+    torch.manual_seed(seed)
+    return Decoder(dataclasses.replace(CONFIG, **changes))
+
+
+def tokens(batch=3, length=16, seed=1):
+    return torch.randint(0, 40, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_rope_rotates_pairs_by_the_published_angles():
+    length, dim, alpha = 50, 8, 1000.0
+    x = torch.randn(2, length, 3, dim, generator=torch.Generator().manual_seed(0))
+    pairs = torch.complex(x[..., :4].double(), x[..., 4:].double())
+    base = 1e4 * alpha ** (8 / 6)
+    angles = torch.arange(length).double()[:, None, None] * base ** (-torch.arange(4).double() / 4)
+    want = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles))
+    got = apply_rope(x, rope_tables(length, dim, alpha=alpha))
+    torch.testing.assert_close(got.double(), torch.cat(want.unbind(-1), -1), rtol=0, atol=1e-6)
+
+
+def test_rope_base_at_the_published_sizes():
+    # Hunyuan-Large-Instruct: theta 1e4, alpha 1e3, head_dim 80 give a base of 1.194e7.
+    _, sin = rope_tables(2, 80, alpha=1e3)
+    assert float(sin[1, 39]) == pytest.approx(1.194e7 ** (-78 / 80), rel=1e-3)
+
+
+def test_attention_follows_its_formula():
+    torch.manual_seed(2)
+    attention = Attention(CONFIG, owns_key_value=True)
+    for norm in (attention.query_layernorm, attention.key_layernorm):
+        torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    x, rope = torch.randn(2, 11, 32), rope_tables(11, 8)
+    got, (key, value) = attention(x, rope)
+
+    def norm(t, weight):
+        return t / (t.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+    q = norm(apply_rope(attention.q_proj(x).view(2, 11, 4, 8), rope), attention.query_layernorm.weight)
+    k = norm(apply_rope(key, rope), attention.key_layernorm.weight)
+    q, k, v = (
+        q.transpose(1, 2),
+        k.transpose(1, 2).repeat_interleave(2, 1),
+        value.transpose(1, 2).repeat_interleave(2, 1),
+    )
+    scores = (q @ k.mT) * 8**-0.5
+    scores = scores.masked_fill(torch.ones(11, 11, dtype=torch.bool).triu(1), float("-inf"))
+    want = attention.o_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(key, attention.k_proj(x).view(2, 11, 2, 8))
+
+
+def test_odd_layers_share_raw_keys_and_values():
+    model = make().eval()
+    names = dict(model.named_parameters())
+    assert [f"layers.{i}.attention.k_proj.weight" in names for i in range(4)] == [True, False, True, False]
+    seen = []
+    for layer in model.layers:
+        layer.attention.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
+    model(tokens())
+    for owner, sharer in ((0, 1), (2, 3)):
+        assert all(torch.equal(a, b) for a, b in zip(seen[owner], seen[sharer], strict=True))
+    assert not torch.equal(seen[0][0], seen[2][0])
+
+
+def test_causal():
+    model = make().eval()
+    x = tokens()
+    changed = x.clone()
+    changed[:, 9] = (changed[:, 9] + 1) % 40
+    before, after = model(x).logits, model(changed).logits
+    torch.testing.assert_close(before[:, :9], after[:, :9])
+    assert ((before[:, 9:] - after[:, 9:]).abs().amax(-1) > 1e-4).all()
+
+
+def test_gradients_reach_every_parameter():
+    model = make().train()
+    out = model(tokens(), seed=0)
+    (F.cross_entropy(out.logits.flatten(0, 1), tokens(seed=2).flatten()) + 0.01 * out.balance_loss).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_recycle_and_drop_differ_only_while_training():
+    recycle, drop = make(), make(overflow="drop")
+    out, other = recycle.eval()(tokens()), drop.eval()(tokens())
+    torch.testing.assert_close(out.logits, other.logits, rtol=0, atol=0)
+    assert all(int(r.num_dropped) == 0 and int(r.num_recycled) == 0 for r in out.routings)
+    out, other = recycle.train()(tokens(), seed=0), drop.train()(tokens(), seed=0)
+    assert not torch.equal(out.logits, other.logits)
+    overflow = int((out.routings[0].demand - 6).clamp(min=0).sum())  # 48 tokens, 8 experts, capacity factor 1
+    assert overflow > 0
+    assert (int(out.routings[0].num_recycled), int(out.routings[0].num_dropped)) == (overflow, 0)
+    assert (int(other.routings[0].num_recycled), int(other.routings[0].num_dropped)) == (0, overflow)
+
+
+def test_seeds():
+    model = make().train()
+    torch.testing.assert_close(model(tokens(), seed=3).logits, model(tokens(), seed=3).logits, rtol=0, atol=0)
+    assert not torch.equal(model(tokens(), seed=3).logits, model(tokens(), seed=4).logits)
+
+
+def test_more_choices_without_capacity():
+    model = make(top_k=3, capacity_factor=None).train()
+    out = model(tokens())
+    assert all(int(r.demand.sum()) == 3 * 48 for r in out.routings)
+    assert out.logits.shape == (3, 16, 40)
