@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "simulator/simulator.h"
@@ -13,6 +14,8 @@ namespace hunyuan_kernels {
 namespace {
 
 using namespace simulator;
+
+constexpr const char* kSchedules[] = {"random", "hold_warps", "hold_block", "hold_copies"};  // of enum Schedule
 
 struct PyTensorMap {
   TensorMap map;
@@ -348,6 +351,14 @@ void register_gpu(py::module_& m) {
   OPTION(max_shared_bytes);
   OPTION(eager_async);
 #undef OPTION
+  gpu.def_property(
+      "schedule", [](const Gpu& g) { return kSchedules[static_cast<size_t>(g.device.options.schedule)]; },
+      [](Gpu& g, const std::string& name) {
+        const auto* found = std::find(std::begin(kSchedules), std::end(kSchedules), name);
+        if (found == std::end(kSchedules))
+          throw py::value_error("schedule is '" + name + "', not random, hold_warps, hold_block or hold_copies");
+        g.device.options.schedule = static_cast<Schedule>(found - kSchedules);
+      });
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "simulator/warp_async.h"
+
 namespace hunyuan_kernels::simulator {
 
 namespace {
@@ -39,6 +41,14 @@ ScalarType type_part(const InstrAst& ast, int nth) {
     if (t != ScalarType::None && nth-- == 0) return t;
   }
   return ScalarType::None;
+}
+
+void decode_ordering(const InstrAst& ast, Instr& instr) {
+  for (const char* p : {"volatile", "relaxed", "acquire", "release", "acq_rel", "sc", "mmio"})
+    instr.strong |= ast.has(p);
+  instr.acquire = ast.has("acquire") || ast.has("acq_rel");
+  instr.release = ast.has("release") || ast.has("acq_rel");
+  instr.device_scope = !ast.has("cta");
 }
 
 void DecodeContext::unsupported(const std::string& why) const {
@@ -295,6 +305,8 @@ void DecodeContext::layout_function(const FunctionAst& f) {
   for (auto& r : layout.registers) {
     r.offset = (int32_t)program.register_bytes;
     program.register_bytes += align_up(r.bytes * kWarpSize, 64);
+    program.row_bytes.resize(program.register_bytes / kRegisterRow);
+    program.row_bytes[r.offset / kRegisterRow] = r.predicate ? 0 : r.bytes;
   }
   auto place = [&](const std::string& key, const Variable& v) {
     program.local_bytes = align_up(program.local_bytes, std::max(8u, v.align));
@@ -403,6 +415,7 @@ void DecodeContext::decode_kernel(const FunctionAst& entry) {
   program.kernel_name = entry.name;
   program.entry = &entry;
   program.register_bytes = kFirstRegister;
+  program.row_bytes.resize(kFirstRegister / kRegisterRow);  // the carry flag is a lane mask
   constant(0, 8);
   for (auto& p : entry.params) {
     program.param_bytes = align_up(program.param_bytes, std::max(1u, p.align));
@@ -423,6 +436,7 @@ void DecodeContext::decode_kernel(const FunctionAst& entry) {
   layout_shared(order);
   program.code.resize(code_size);
   for (auto* f : order) decode_function(*f);
+  watch_wgmma_registers(program);
 }
 
 }  // namespace hunyuan_kernels::simulator

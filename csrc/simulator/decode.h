@@ -110,6 +110,9 @@ void decode_tensor_copy(DecodeContext& c, const InstrAst& a, Instr& instr);
 // Copies or reduces (imm[0]: AtomicOp, type: element type) a run of bytes.
 void apply_bulk(uint8_t* destination, const uint8_t* data, uint32_t bytes, const Instr& instr, bool reduce);
 
+// Fills strong, acquire, release and device_scope from the modifiers.
+void decode_ordering(const InstrAst& ast, Instr& instr);
+
 // First type among the opcode's parts at or after `from` (None when absent).
 ScalarType type_part(const InstrAst& ast, int nth = 0);
 

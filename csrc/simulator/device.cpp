@@ -1,6 +1,7 @@
 // Devices and launches: checks of the configuration, arguments, the stream.
 #include <algorithm>
 #include <cstring>
+#include <span>
 
 #include "simulator/machine.h"
 #include "simulator/simulator.h"
@@ -120,13 +121,26 @@ void prepare(const LaunchRequest& request, PreparedLaunch& prepared) {
     pack_argument(program, i, request.arguments[i], launch.params.data() + program.params[i].offset);
 }
 
-std::vector<Report> run(const std::vector<LaunchRequest>& requests) {
+void overlap(const std::vector<Launch*>& launches) {
+  for (size_t i = 0; i < launches.size(); ++i) {
+    Launch& launch = *launches[i];
+    launch.overlap = std::make_unique<Overlap>();
+    launch.watch_global = true;
+    if (i > 0) launch.prerequisite = launches[i - 1];
+    launch.overlap->earlier.assign(launches.begin(), launches.begin() + (ptrdiff_t)i);
+    launch.overlap->later.assign(launches.begin() + (ptrdiff_t)i + 1, launches.end());
+  }
+}
+
+// Runs the launches at the same time; `stream`: each one may begin only as the one before lets it.
+std::vector<Report> run(std::span<const LaunchRequest> requests, bool stream) {
   std::vector<PreparedLaunch> prepared(requests.size());
   std::vector<Launch*> launches;
   for (size_t i = 0; i < requests.size(); ++i) {
     prepare(requests[i], prepared[i]);
     launches.push_back(prepared[i].launch.get());
   }
+  if (stream && launches.size() > 1) overlap(launches);
   try {
     Launch::run_all(launches);
   } catch (const SimError& e) {  // what the device printed often explains the failure
@@ -141,9 +155,16 @@ std::vector<Report> run(const std::vector<LaunchRequest>& requests) {
   return reports;
 }
 
+// The first launch from `begin` on that may not overlap those before it.
+size_t end_of_overlap(const std::vector<LaunchRequest>& queue, size_t begin) {
+  size_t end = begin + 1;
+  while (end < queue.size() && queue[end].config.programmatic_stream_serialization) ++end;
+  return end;
+}
+
 }  // namespace
 
-std::vector<Report> launch_together(const std::vector<LaunchRequest>& requests) { return run(requests); }
+std::vector<Report> launch_together(const std::vector<LaunchRequest>& requests) { return run(requests, false); }
 
 void Device::register_memory(const void* address, uint64_t bytes, std::string name, bool read_only) {
   registered_[(uint64_t)address] = {(uint64_t)address, bytes, std::move(name), read_only};
@@ -174,7 +195,10 @@ std::vector<Report> Device::synchronize() {
   std::vector<LaunchRequest> queue = std::move(queue_);
   queue_.clear();
   std::vector<Report> reports;
-  for (const LaunchRequest& r : queue) reports.push_back(std::move(run({r}).front()));
+  for (size_t begin = 0, end; begin < queue.size(); begin = end) {
+    end = end_of_overlap(queue, begin);
+    for (auto& report : run(std::span(queue).subspan(begin, end - begin), true)) reports.push_back(std::move(report));
+  }
   return reports;
 }
 

@@ -35,7 +35,12 @@ void Cluster::check_barrier() {
 }
 
 Launch::Launch(const Program& program, const Options& options, AllocationTable& allocations)
-    : program(program), options(options), allocations(allocations), rng(options.seed * 0x9e3779b97f4a7c15ull + 12345) {
+    : program(program),
+      options(options),
+      allocations(allocations),
+      rng(options.seed * 0x9e3779b97f4a7c15ull + 12345),
+      scheduler(options.schedule) {
+  watch_global = options.check_races;
   counters.issued.resize(program.code.size());
   counters.lanes.resize(program.code.size());
 }
@@ -89,10 +94,16 @@ bool Launch::start_cluster(Cluster& slot) {
     cta.active = true;
     cta.shared.reset(shared_bytes, options.check_races);
     for (auto& b : cta.barriers) b = NamedBarrier{};
+    cta.released = false;
+    cta.incoming = 0;
+    cta.remote_accesses.clear();
+    for (auto& warp : cta.warps)
+      if (warp.follows_undefined) memset(warp.regs + program.register_bytes, 0, program.register_bytes);
     cta.warps = std::vector<Warp>(warps_per_cta);
-    if (cta.register_storage.empty())  // calloc leaves untouched pages unmapped
+    // Registers and their shadows (definedness.h); calloc leaves untouched pages unmapped.
+    if (cta.register_storage.empty())
       for (uint32_t i = 0; i < warps_per_cta; ++i)
-        cta.register_storage.push_back((uint8_t*)calloc(program.register_bytes + 64, 1));
+        cta.register_storage.push_back((uint8_t*)calloc(2 * program.register_bytes + 64, 1));
     cta.local_storage.resize(size_t(warps_per_cta) * kWarpSize * program.local_bytes);
     ++counters.blocks;
     for (uint32_t i = 0; i < warps_per_cta; ++i) {
@@ -108,15 +119,55 @@ bool Launch::start_cluster(Cluster& slot) {
       warp.live_mask = lanes == kWarpSize ? kFullMask : (1u << lanes) - 1;
       warp.fragments.resize(1);
       warp.fragments[0].mask = warp.live_mask;
+      race_start(warp);
       ++counters.warps;
     }
   }
   return true;
 }
 
-void Launch::forget_bulk_sources(const Cta& cta) {
-  for (auto& p : pending_bulk)
-    if (p->source == &cta) p->source = nullptr;
+void Launch::run_next_event() {
+  if (events_.empty()) return;
+  time = std::max(time, events_.top().time);
+  auto action = events_.top().action;
+  events_.pop();
+  action();
+  progress();
+}
+
+void Launch::release_block(Cta& cta) {
+  if (cta.released) return;
+  cta.released = true;
+  ++released_blocks;
+  progress();
+}
+
+// All warps of the block have exited.
+void Launch::retire_block(Cta& cta) {
+  if (cta.incoming && options.check_async_hazards)
+    cta.last_incoming.warp->fail(*cta.last_incoming.instr, cta.last_incoming.lane,
+                                 format("block rank %u exits while an asynchronous copy into its shared memory is in "
+                                        "flight",
+                                        cta.rank));
+  while (cta.async_in_flight && !events_.empty()) run_next_event();  // the block stays until they are done
+  check_bulk_sources(cta);
+  race_exit(cta);
+  release_block(cta);
+  scheduler.forget(cta);
+  cta.active = false;
+  if (--cta.cluster->live_ctas == 0) start_cluster(*cta.cluster);
+}
+
+// The block must stay until the threads that stored its shared memory know that it has been read.
+void Launch::check_bulk_sources(const Cta& cta) {
+  for (auto& p : pending_bulk) {
+    if (p->source != &cta) continue;
+    if (options.check_async_hazards)
+      p->warp->fail(*p->instr, first_lane(p->mask),
+                    format("block rank %u exits before cp.async.bulk.wait_group for a bulk store of its shared memory",
+                           cta.rank));
+    p->source = nullptr;
+  }
 }
 
 void Launch::rebuild_active() {
@@ -171,35 +222,31 @@ Launch::Step Launch::step() {
     return Step::Finished;
   }
   ++time;
-  run_due_events();
+  scheduler.advance(active_warps_, issued, issued - last_progress, rng);
+  if (!scheduler.holds_copies()) run_due_events();
   const size_t n = active_warps_.size();
   const size_t first = rng() % n;
-  const uint32_t quantum = 16 + rng() % 240;
+  // Warps split at the beginning of a turn: short turns let lanes run apart anywhere.
+  const bool brief = options.split_warps && rng() % 2;
+  const uint32_t quantum = brief ? 1 + rng() % 16 : 16 + rng() % 240;
   bool progressed = false, finished = false;
   for (size_t k = 0; k < n && !progressed; ++k) {
     Warp& warp = *active_warps_[(first + k) % n];
+    if (scheduler.holds(warp)) continue;
     const uint64_t before = last_progress;
     uint32_t count = warp.run(quantum);
     progressed = count > 0 || warp.done || last_progress != before;
     if (warp.done) {
       finished = true;
-      Cta& cta = *warp.cta;
-      if (cta.live_warps == 0) {
-        while (cta.async_in_flight && !events_.empty()) {  // the block stays until its copies are done
-          time = std::max(time, events_.top().time);
-          run_due_events();
-        }
-        forget_bulk_sources(cta);
-        cta.active = false;
-        if (--cta.cluster->live_ctas == 0) start_cluster(*cta.cluster);
-      }
+      if (warp.cta->live_warps == 0) retire_block(*warp.cta);
     }
   }
   if (finished) rebuild_active();
   if (!progressed && !finished) {
-    if (events_.empty()) return Step::Stuck;
-    time = std::max(time, events_.top().time);
-    run_due_events();
+    if (!events_.empty())
+      run_next_event();
+    else if (!scheduler.release())
+      return Step::Stuck;
   }
   if (issued > last_progress + options.livelock_instructions) {
     if (events_.empty()) return Step::Livelock;
@@ -224,18 +271,36 @@ class DefaultFloatingPoint {
   fenv_t saved_;
 };
 
+constexpr uint64_t kLatestCompletion = 20'000;  // rounds
+
+bool complete_oldest(const std::vector<Launch*>& launches, const std::vector<Launch::Step>& last) {
+  for (size_t i = 0; i < launches.size(); ++i) {
+    if (last[i] != Launch::Step::Finished || launches[i]->complete) continue;
+    launches[i]->complete = true;
+    for (auto* l : launches) l->progress();
+    return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 void Launch::run_all(const std::vector<Launch*>& launches) {
   const DefaultFloatingPoint environment;
   const auto start = std::chrono::steady_clock::now();
   std::vector<Step> last(launches.size(), Step::Progress);
-  for (auto* l : launches) l->begin();
+  std::vector<bool> begun(launches.size());
+  uint64_t rounds = 0;
   for (size_t finished = 0; finished < launches.size();) {
     bool waiting = true;  // nobody can go on
     for (size_t i = 0; i < launches.size(); ++i) {
       if (last[i] == Step::Finished) continue;
       Launch& l = *launches[i];
+      if (!begun[i]) {
+        if (l.prerequisite && !l.prerequisite->released()) continue;
+        l.begin();
+        begun[i] = true;
+      }
       const uint64_t before = l.last_progress;
       last[i] = l.step();
       if (last[i] == Step::LimitReached) l.report_deadlock("instruction limit reached");
@@ -247,6 +312,8 @@ void Launch::run_all(const std::vector<Launch*>& launches) {
       if (l.last_progress != before || last[i] == Step::Finished)  // may be what the others spin on
         for (auto* o : launches) o->progress();
     }
+    // A launch that others may overlap is complete as late as possible, but they may spin until it is.
+    if ((waiting || ++rounds % kLatestCompletion == 0) && complete_oldest(launches, last)) continue;
     if (!waiting) continue;
     for (size_t i = 0; i < launches.size(); ++i)
       if (last[i] == Step::Stuck) launches[i]->report_deadlock("deadlock: no warp can make progress");

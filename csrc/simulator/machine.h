@@ -14,8 +14,10 @@
 
 #include "simulator/counters.h"
 #include "simulator/options.h"
+#include "simulator/overlap.h"
 #include "simulator/program.h"
 #include "simulator/races.h"
+#include "simulator/schedule.h"
 
 namespace hunyuan_kernels::simulator {
 
@@ -97,6 +99,14 @@ struct WgmmaOp {
   std::vector<uint32_t> chunks;       // 16-byte chunks of shared memory it reads: A (unless in registers), then B
 };
 
+// A register that wgmma uses.
+struct WgmmaRegister {
+  uint16_t accumulating = 0, feeding = 0;        // unfinished wgmma that write it, or read it as part of A
+  uint32_t touched_fence = 0, touched_line = 0;  // last other access: after how many wgmma.fence (0: none), and where
+  const Instr* user = nullptr;                   // last wgmma that accumulated into it
+  uint32_t user_fence = 0;
+};
+
 class Warp {
  public:
   Warp() = default;
@@ -116,7 +126,7 @@ class Warp {
 
   uint32_t fence_epoch[kWarpSize] = {};       // per lane: number of proxy fences executed
   uint32_t init_fence_epoch[kWarpSize] = {};  // per lane: fences that publish mbarrier initialization
-  VectorClock clock;                          // race detection
+  WarpClocks clocks;                          // race detection
   const struct Allocation* last_allocation = nullptr;
 
   // Pending wgmma work (see wgmma.cpp).
@@ -124,8 +134,14 @@ class Warp {
   uint32_t wgmma_open_group = 0;
   VectorClock wgmma_commits;  // race detection; of a warpgroup, kept by its first warp
   uint32_t wgmma_unfinished = 0;
-  std::vector<uint16_t> pending_register;  // per 64 bytes of register file: unfinished wgmma that write it
-  uint32_t fenced_wgmma = 0;
+  std::vector<WgmmaRegister> wgmma_registers;  // by register row; empty until the first is touched
+  uint32_t wgmma_fences = 0;
+
+  // Values of uninitialized shared memory (see definedness.h).
+  bool follows_undefined = false;
+  uint32_t undefined_countdown = 0;
+  std::vector<uint32_t> undefined_origin;  // by register row: index into Launch::undefined_reads
+  uint8_t* shared_marks = nullptr;         // SharedMemory::initialized of the last access; null when it was not shared
 
   // Per-thread asynchronous copy groups (see async_copy.cpp).
   uint32_t cp_async_group[kWarpSize] = {};
@@ -196,7 +212,15 @@ struct Cta {
   uint32_t live_warps = 0;
   uint32_t first_thread = 0;
   bool active = false;
+  bool released = false;         // dependent launches need not wait for this block any more
   uint32_t async_in_flight = 0;  // asynchronous operations that still touch this block's shared memory
+  uint32_t incoming = 0;         // those of them that write it
+  struct {
+    Warp* warp;
+    const Instr* instr;
+    int lane;
+  } last_incoming{};
+  std::map<uint32_t, RemoteAccess> remote_accesses;  // race detection: the last of each warp of the other blocks
   uint32_t shared_address(uint32_t offset) const { return (rank << kCtaRankShift) | offset; }
   void check_barrier(NamedBarrier& b);
 };
@@ -247,6 +271,7 @@ struct PendingCopy {  // a cp.async or bulk operation that wait_group can wait f
   // Shared source of a bulk store: counts as being read until the issuing thread has waited for it.
   Cta* source = nullptr;
   uint32_t offset = 0, bytes = 0;
+  const Instr* instr = nullptr;
 };
 
 class Launch {
@@ -271,8 +296,33 @@ class Launch {
   uint64_t issued = 0;         // warp instructions
   uint64_t last_progress = 0;  // value of `issued` at the last visible effect
   std::mt19937_64 rng;
-  std::string output;                                        // printf text
-  std::unordered_map<uint64_t, VectorClock> strong_clocks;   // race detection: synchronizing accesses
+  std::string output;  // printf text
+  // Values of uninitialized shared memory.
+  struct UndefinedRead {
+    const Warp* warp;
+    uint32_t line;
+    int lane;
+    uint64_t address;
+  };
+  std::vector<UndefinedRead> undefined_reads;
+  std::unordered_map<const Instr*, std::unique_ptr<Instr>> shadow_instrs;  // instructions on shadow registers
+
+  bool watch_global = false;  // accesses of global memory are recorded
+
+  Scheduler scheduler;
+
+  // Programmatic dependent launch.
+  std::unique_ptr<Overlap> overlap;  // null: the launch runs alone
+  Launch* prerequisite = nullptr;    // what griddepcontrol.wait waits for
+  bool complete = false;             // to the launches that wait for it
+  uint64_t released_blocks = 0;      // executed griddepcontrol.launch_dependents, or exited
+  bool released() const { return released_blocks == uint64_t(grid[0]) * grid[1] * grid[2]; }
+  void release_block(Cta& cta);
+
+  // Race detection.
+  std::unordered_map<uint64_t, StrongLocation> strong_locations;
+  PagedShadow<RaceInfo> global_races;
+  std::vector<std::string> warp_names;
   std::string scratch_name;                                  // reused buffer for counter names
   std::vector<std::shared_ptr<PendingCopy>> pending_copies;  // cp.async
   std::vector<std::shared_ptr<PendingCopy>> pending_bulk;    // bulk groups
@@ -292,7 +342,9 @@ class Launch {
 
   bool start_cluster(Cluster& slot);
   void rebuild_active();
-  void forget_bulk_sources(const Cta& cta);
+  void retire_block(Cta& cta);
+  void run_next_event();
+  void check_bulk_sources(const Cta& cta);
   bool run_due_events();
   [[noreturn]] void report_deadlock(const char* kind);
 };

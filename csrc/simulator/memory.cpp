@@ -16,8 +16,7 @@ void SharedMemory::reset(uint32_t bytes, bool races) {
   async_readers.assign(size / kTileGranule, 0);
   async_writers.assign(size / kTileGranule, 0);
   mbarrier_mark.assign(size / 8, 0);
-  for (auto& r : race) delete r.other_readers;
-  race.assign(races ? size / kGranule : 0, RaceInfo{});
+  race = std::vector<RaceInfo>(races ? size / kGranule : 0);
   mbarriers.clear();
 }
 
@@ -51,6 +50,8 @@ std::string AllocationTable::describe(uint64_t address) const {
   const Allocation* best = nullptr;
   uint64_t distance = ~0ull;
   for (auto& r : ranges_) {
+    if (address >= r.begin && address < r.end)
+      return format("byte %llu of '%s'", (unsigned long long)(address - r.begin), r.name.c_str());
     uint64_t d = address < r.begin ? r.begin - address : address - r.end;
     if (d < distance) {
       distance = d;
@@ -65,10 +66,9 @@ std::string AllocationTable::describe(uint64_t address) const {
                 best->name.c_str(), (unsigned long long)(best->end - best->begin));
 }
 
-uint8_t* global_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, bool write) {
-  if (address & (std::min(bytes, 32u) - 1))
-    warp.fail(instr, lane,
-              format("misaligned global access: address 0x%llx, %u bytes", (unsigned long long)address, bytes));
+namespace {
+
+const Allocation* find_global(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, bool write) {
   const Allocation* a = warp.last_allocation;
   if (!a || address < a->begin || address + bytes > a->end) {
     a = warp.launch->allocations.find(address);
@@ -81,7 +81,33 @@ uint8_t* global_pointer(Warp& warp, const Instr& instr, int lane, uint64_t addre
   if (write && a->read_only)
     warp.fail(instr, lane,
               format("store to read-only memory '%s' at 0x%llx", a->name.c_str(), (unsigned long long)address));
+  return a;
+}
+
+void note_global(Warp& warp, const Instr& instr, int lane, uint64_t address, uint64_t bytes, bool write) {
+  if (warp.launch->options.check_races) race_global(warp, instr, lane, address, bytes, write);
+  if (warp.launch->overlap) overlap_access(warp, instr, lane, address, bytes, write);
+}
+
+}  // namespace
+
+uint8_t* global_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, bool write) {
+  if (address & (std::min(bytes, 32u) - 1))
+    warp.fail(instr, lane,
+              format("misaligned global access: address 0x%llx, %u bytes", (unsigned long long)address, bytes));
+  find_global(warp, instr, lane, address, bytes, write);
+  if (warp.launch->watch_global) note_global(warp, instr, lane, address, bytes, write);
   return reinterpret_cast<uint8_t*>(address);
+}
+
+void global_range(Warp& warp, const Instr& instr, int lane, uint64_t address, uint64_t bytes, bool write) {
+  const Allocation* a = find_global(warp, instr, lane, address, 1, write);
+  if (address + bytes > a->end)
+    warp.fail(
+        instr, lane,
+        format("out-of-bounds asynchronous global %s: %llu bytes at 0x%llx run past the end of '%s'",
+               write ? "write" : "read", (unsigned long long)bytes, (unsigned long long)address, a->name.c_str()));
+  if (warp.launch->watch_global) note_global(warp, instr, lane, address, bytes, write);
 }
 
 Cta& shared_owner(Warp& warp, const Instr& instr, int lane, uint64_t address, bool cluster, uint32_t& offset) {
@@ -120,8 +146,9 @@ std::string thread_name(Launch&, const Cta& owner, uint32_t thread) {
 
 }  // namespace
 
-uint8_t* shared_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, bool read,
-                        bool write, bool cluster) {
+uint8_t* shared_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, Access access,
+                        bool cluster) {
+  const bool write = access == Access::Write || access == Access::Update;
   uint32_t offset;
   Cta& owner = shared_owner(warp, instr, lane, address, cluster, offset);
   SharedMemory& s = owner.shared;
@@ -129,17 +156,21 @@ uint8_t* shared_pointer(Warp& warp, const Instr& instr, int lane, uint64_t addre
     warp.fail(instr, lane, format("misaligned shared access: address 0x%x, %u bytes", offset, bytes));
   check_range(warp, instr, lane, owner, offset, bytes, write ? "store" : "load");
   const Options& options = warp.launch->options;
-  if (read && options.check_uninitialized_shared)
-    for (uint32_t i = 0; i < bytes; ++i)
-      if (!s.initialized[offset + i])
-        warp.fail(instr, lane,
-                  format("read of uninitialized shared memory at 0x%x (block rank %u)", offset + i, owner.rank));
-  if (options.check_races) race_access(warp, instr, lane, owner, offset, bytes, write);
+  if ((access == Access::Read || access == Access::Update) && options.check_uninitialized_shared)
+    if (const void* hole = memchr(&s.initialized[offset], 0, bytes))
+      warp.fail(instr, lane,
+                format("read of uninitialized shared memory at 0x%x (block rank %u)",
+                       (uint32_t)((const uint8_t*)hole - s.initialized.data()), owner.rank));
+  if (options.check_races) {
+    race_access(warp, instr, lane, owner, offset, bytes, write);
+    race_remote(warp, instr, lane, owner);
+  }
   const uint32_t tile = offset / SharedMemory::kTileGranule;
   if (options.check_async_hazards && s.async_writers[tile])
     warp.fail(instr, lane,
               format("shared address 0x%x is %s while an asynchronous copy into it is in flight", offset,
                      write ? "written" : "read"));
+  warp.shared_marks = &s.initialized[offset];
   if (write) {
     if (options.check_async_hazards && s.async_readers[tile])
       warp.fail(instr, lane,
@@ -177,8 +208,10 @@ uint8_t* param_pointer(Warp& warp, const Instr& instr, int lane, uint64_t offset
   return warp.launch->params.data() + offset;
 }
 
-uint8_t* memory_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, bool read,
-                        bool write, Space* actual) {
+uint8_t* memory_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, Access access,
+                        Space* actual) {
+  const bool write = access == Access::Write || access == Access::Update;
+  warp.shared_marks = nullptr;
   Space space = instr.space;
   if (space == Space::Generic) {
     switch (address & kWindowMask) {
@@ -199,8 +232,8 @@ uint8_t* memory_pointer(Warp& warp, const Instr& instr, int lane, uint64_t addre
   }
   if (actual) *actual = space;
   switch (space) {
-    case Space::Shared: return shared_pointer(warp, instr, lane, address, bytes, read, write, false);
-    case Space::SharedCluster: return shared_pointer(warp, instr, lane, address, bytes, read, write, true);
+    case Space::Shared: return shared_pointer(warp, instr, lane, address, bytes, access, false);
+    case Space::SharedCluster: return shared_pointer(warp, instr, lane, address, bytes, access, true);
     case Space::Local: return local_pointer(warp, instr, lane, address, bytes);
     case Space::Param:
       if (write) warp.fail(instr, lane, "store to a kernel parameter");

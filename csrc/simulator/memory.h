@@ -4,15 +4,24 @@
 
 namespace hunyuan_kernels::simulator {
 
+enum class Access : uint8_t {
+  Read,    // the value is used: it must have been written
+  Follow,  // the value is copied: the caller hands undefined bytes on (definedness.h)
+  Write,
+  Update,  // reads and writes
+};
+
 // Host pointer of a checked access. Shared accesses update or test the shadow state.
 uint8_t* global_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, bool write);
-uint8_t* shared_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, bool read,
-                        bool write, bool cluster);
+// A range that an asynchronous operation touches.
+void global_range(Warp& warp, const Instr& instr, int lane, uint64_t address, uint64_t bytes, bool write);
+uint8_t* shared_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, Access access,
+                        bool cluster);
 uint8_t* local_pointer(Warp& warp, const Instr& instr, int lane, uint64_t offset, uint32_t bytes);
 uint8_t* param_pointer(Warp& warp, const Instr& instr, int lane, uint64_t offset, uint32_t bytes);
 // Dispatches on the instruction's space; resolves generic addresses by window.
-uint8_t* memory_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, bool read,
-                        bool write, Space* actual = nullptr);
+uint8_t* memory_pointer(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes, Access access,
+                        Space* actual = nullptr);
 
 // Block that owns a 32-bit shared address (its rank is in the upper bits); `offset` gets the low part.
 Cta& shared_owner(Warp& warp, const Instr& instr, int lane, uint64_t address, bool cluster, uint32_t& offset);

@@ -10,6 +10,15 @@ namespace hunyuan_kernels::simulator {
 
 void hold_cta(Cta& cta) { ++cta.async_in_flight; }
 void release_cta(Cta& cta) { --cta.async_in_flight; }
+void hold_incoming(Cta& cta, Warp& warp, const Instr& instr, int lane) {
+  hold_cta(cta);
+  ++cta.incoming;
+  cta.last_incoming = {&warp, &instr, lane};
+}
+void release_incoming(Cta& cta) {
+  --cta.incoming;
+  release_cta(cta);
+}
 
 std::shared_ptr<PendingCopy> add_pending(std::vector<std::shared_ptr<PendingCopy>>& list, Warp& warp, uint32_t mask,
                                          const uint32_t* groups) {
@@ -40,7 +49,8 @@ bool groups_done(std::vector<std::shared_ptr<PendingCopy>>& list, Warp& warp, ui
   return true;
 }
 
-void hold_source(PendingCopy& p, Cta& owner, uint32_t offset, uint32_t bytes) {
+void hold_source(PendingCopy& p, const Instr& instr, Cta& owner, uint32_t offset, uint32_t bytes) {
+  p.instr = &instr;
   add_async_reader(owner, offset, bytes, 1);
   p.source = &owner;
   p.offset = offset;
@@ -76,8 +86,7 @@ ExecStatus exec_cp_async(Warp& warp, const Instr& instr, uint32_t mask) {
     check_async_overwrite(warp, instr, lane, owner, offset, bytes <= 8 ? 0 : bytes);
     if (source % bytes) warp.fail(instr, lane, format("misaligned cp.async source 0x%llx", (unsigned long long)source));
     if (copied) {
-      global_pointer(warp, instr, lane, source & ~uint64_t(bytes - 1), 1, false);
-      global_pointer(warp, instr, lane, source + copied - 1, 1, false);
+      global_range(warp, instr, lane, source, copied, false);
       addresses[n++] = source;
     }
     copies->push_back({offset, source, copied});
@@ -165,13 +174,12 @@ ExecStatus exec_bulk_copy(Warp& warp, const Instr& instr, uint32_t mask) {
       uint32_t offset;
       Cta& owner = async_shared_range(warp, instr, lane, strip(source), bytes, offset);
       check_async_read(warp, instr, lane, owner, offset, bytes);
-      global_pointer(warp, instr, lane, destination, 1, true);
-      global_pointer(warp, instr, lane, destination + bytes - 1, 1, true);
+      global_range(warp, instr, lane, destination, bytes, true);
       hold_cta(owner);
       ++launch.counters.tma_stores;
       launch.counters.tma_store_bytes += bytes;
       auto pending = add_pending(launch.pending_bulk, warp, 1u << lane, warp.bulk_group);
-      hold_source(*pending, owner, offset, bytes);
+      hold_source(*pending, instr, owner, offset, bytes);
       auto data = std::make_shared<std::vector<uint8_t>>();
       launch.defer([=, &owner] {
         data->assign(&owner.shared.data[offset], &owner.shared.data[offset] + bytes);
@@ -194,8 +202,7 @@ ExecStatus exec_bulk_copy(Warp& warp, const Instr& instr, uint32_t mask) {
       add_async_reader(*from, source_offset, bytes, 1);
       hold_cta(*from);
     } else {
-      global_pointer(warp, instr, lane, source, 1, false);
-      global_pointer(warp, instr, lane, source + bytes - 1, 1, false);
+      global_range(warp, instr, lane, source, bytes, false);
     }
     uint64_t barrier = strip(warp.address({instr.list[0], SymbolBase::None, 0}, lane));
     uint32_t ctas = 1u << target.rank;
@@ -206,7 +213,7 @@ ExecStatus exec_bulk_copy(Warp& warp, const Instr& instr, uint32_t mask) {
       Cta& t = *warp.cta->cluster->ctas[rank];
       if (!(instr.flags & kReduce)) check_async_overwrite(warp, instr, lane, t, destination_offset, bytes);
       add_async_writer(t, destination_offset, bytes, 1);
-      hold_cta(t);
+      hold_incoming(t, warp, instr, lane);
     }
     ++launch.counters.tma_loads;
     launch.counters.tma_load_bytes += bytes;
@@ -232,7 +239,7 @@ ExecStatus exec_bulk_copy(Warp& warp, const Instr& instr, uint32_t mask) {
         mbarrier_complete_tx(
             *issuer, *issued, lane,
             mbarrier_at(*issuer, *issued, lane, (issued->flags & kMulticast) ? address : barrier, true), bytes);
-        release_cta(t);
+        release_incoming(t);
       }
     });
   }
@@ -263,7 +270,7 @@ ExecStatus exec_store_async(Warp& warp, const Instr& instr, uint32_t mask) {
       memcpy(&data[v * element], &x, element);
     }
     uint64_t barrier = warp.address({instr.list2[0], SymbolBase::None, 0}, lane);
-    hold_cta(owner);
+    hold_incoming(owner, warp, instr, lane);
     Warp* issuer = &warp;
     const Instr* issued = &instr;
     warp.launch->defer([=, &owner] {
@@ -277,7 +284,7 @@ ExecStatus exec_store_async(Warp& warp, const Instr& instr, uint32_t mask) {
         memcpy(&owner.shared.data[offset], &a, bytes);
       }
       mbarrier_complete_tx(*issuer, *issued, lane, mbarrier_at(*issuer, *issued, lane, barrier, true), bytes);
-      release_cta(owner);
+      release_incoming(owner);
     });
   }
   return ExecStatus::Next;
@@ -367,6 +374,7 @@ void decode_cp(DecodeContext& c, const InstrAst& a, Instr& instr) {
     if (a.has("multicast::cluster")) instr.flags |= kMulticast;
     if (reduce) {
       instr.flags |= kReduce;
+      instr.strong = true;
       instr.type = parse_scalar_type(a.parts.back());
       AtomicOp op = AtomicOp::Add;
       for (auto p : a.parts) parse_atomic_op(p, op);

@@ -84,7 +84,7 @@ ExecStatus exec_atomic(Warp& warp, const Instr& instr, uint32_t mask) {
   bool changed = false;
   for (int lane : Lanes(mask)) {
     addresses[n] = warp.address(instr.addr, lane);
-    uint8_t* p = memory_pointer(warp, instr, lane, addresses[n++], bytes * instr.vec, true, true, &actual);
+    uint8_t* p = memory_pointer(warp, instr, lane, addresses[n++], bytes * instr.vec, Access::Update, &actual);
     for (uint32_t v = 0; v < instr.vec; ++v, p += bytes) {
       if (bytes == 16) {
         uint8_t old[16];
@@ -123,6 +123,7 @@ void decode_atomic(DecodeContext& c, const InstrAst& a, Instr& instr) {
   instr.type = parse_scalar_type(a.parts.back());
   instr.vec = a.has("v2") ? 2 : a.has("v4") ? 4 : a.has("v8") ? 8 : 1;
   instr.space = Space::Generic;
+  decode_ordering(a, instr);
   instr.strong = true;
   AtomicOp op = AtomicOp::Add;
   bool found = false;

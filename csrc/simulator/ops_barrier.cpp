@@ -35,14 +35,14 @@ void complete_phase_if_done(Warp& warp, MBarrier& b) {
 
 }  // namespace
 
-void mbarrier_arrive(Warp& warp, const Instr& instr, int lane, MBarrierRef ref, int64_t count) {
+void mbarrier_arrive(Warp& warp, const Instr& instr, int lane, MBarrierRef ref, int64_t count, bool relaxed) {
   MBarrier& b = *ref.barrier;
   if (count > b.pending)
     warp.fail(instr, lane,
               format("mbarrier 0x%x: arrive of %lld exceeds the pending count %lld (phase %llu)", ref.offset,
                      (long long)count, (long long)b.pending, (unsigned long long)b.phase));
   b.pending -= count;
-  race_release(warp, b.arrivals);
+  race_release(warp, b.arrivals, relaxed);
   complete_phase_if_done(warp, b);
 }
 
@@ -71,6 +71,7 @@ void mbarrier_complete_tx(Warp& warp, const Instr& instr, int lane, MBarrierRef 
 namespace {
 
 enum BarKind { kSync, kArrive, kRed };
+constexpr uint32_t kRelaxedArrive = 32;  // Instr::flags of arrivals on cluster barriers and mbarriers
 
 // imm[0]: kind, imm[1]: 0 popc, 1 and, 2 or; op[0] id, op[1] thread count, op[2] destination, op[3] predicate
 ExecStatus exec_bar(Warp& warp, const Instr& instr, uint32_t mask) {
@@ -150,7 +151,7 @@ ExecStatus exec_cluster_arrive(Warp& warp, const Instr& instr, uint32_t mask) {
   warp.cluster_arrived |= mask;
   warp.cluster_token = cluster.generation;
   cluster.arrived_lanes += __builtin_popcount(mask);
-  race_release(warp, cluster.arrivals);
+  race_release(warp, cluster.arrivals, instr.flags & kRelaxedArrive);
   cluster.check_barrier();
   warp.launch->progress();
   return ExecStatus::Next;
@@ -189,7 +190,7 @@ ExecStatus exec_mbarrier_init(Warp& warp, const Instr& instr, uint32_t mask) {
                        (long long)existing->second.tx));
     Instr store = instr;
     store.space = Space::Shared;
-    uint8_t* p = shared_pointer(warp, store, lane, address, 8, false, true, false);
+    uint8_t* p = shared_pointer(warp, store, lane, address, 8, Access::Write, false);
     memset(p, 0xbb, 8);
     MBarrier b;
     b.expected = count;
@@ -222,13 +223,14 @@ ExecStatus exec_mbarrier_arrive(Warp& warp, const Instr& instr, uint32_t mask) {
   for (int lane : Lanes(mask)) {
     MBarrierRef r = mbarrier_at(warp, instr, lane, warp.address(instr.addr, lane), instr.flags & kCluster);
     if (instr.op[0].present) warp.set_value(instr.op[0], lane, phase_token(*r.barrier));
+    race_remote(warp, instr, lane, *r.owner);
     uint32_t operand = instr.op[1].present ? warp.ptr<uint32_t>(instr.op[1])[lane] : 1;
     int64_t count = (instr.flags & kExpect) ? 1 : operand;
     if (instr.flags & kExpect) mbarrier_expect_tx(warp, instr, lane, r, operand);
     if (instr.flags & kDrop) r.barrier->expected -= (uint32_t)count;
     if ((instr.flags & kNoComplete) && r.barrier->pending == count)
       warp.fail(instr, lane, "mbarrier.arrive.noComplete would complete the phase");
-    mbarrier_arrive(warp, instr, lane, r, count);
+    mbarrier_arrive(warp, instr, lane, r, count, instr.flags & kRelaxedArrive);
   }
   return ExecStatus::Next;
 }
@@ -289,7 +291,7 @@ void decode_mbarrier(DecodeContext& c, const InstrAst& a, Instr& instr) {
   instr.cls = InstrClass::Mbarrier;
   std::string_view op = a.parts[1];
   instr.flags = (a.has("shared::cluster") ? kCluster : 0u) | (a.has("parity") ? kParity : 0u) |
-                (a.has("noComplete") ? kNoComplete : 0u);
+                (a.has("noComplete") ? kNoComplete : 0u) | (a.has("relaxed") ? kRelaxedArrive : 0u);
   auto source_at = [&](size_t i, uint32_t bytes) { return c.source(a.operands[i], bytes); };
   if (op == "init") {
     instr.addr = c.address(a.operands[0]);
@@ -328,8 +330,9 @@ void decode_mbarrier(DecodeContext& c, const InstrAst& a, Instr& instr) {
 }
 
 // ---- fences ----
-ExecStatus exec_fence(Warp& warp, const Instr&, uint32_t) {
+ExecStatus exec_fence(Warp& warp, const Instr& instr, uint32_t) {
   ++warp.launch->counters.fences;
+  race_fence(warp, instr.device_scope);
   return ExecStatus::Next;
 }
 ExecStatus exec_proxy_fence(Warp& warp, const Instr&, uint32_t mask) {
@@ -343,6 +346,11 @@ ExecStatus exec_proxy_fence(Warp& warp, const Instr&, uint32_t mask) {
 ExecStatus exec_init_fence(Warp& warp, const Instr&, uint32_t mask) {
   ++warp.launch->counters.fences;
   for (int lane : Lanes(mask)) ++warp.init_fence_epoch[lane];
+  return ExecStatus::Next;
+}
+
+ExecStatus exec_other_proxy_fence(Warp& warp, const Instr&, uint32_t) {
+  ++warp.launch->counters.fences;
   return ExecStatus::Next;
 }
 
@@ -363,7 +371,7 @@ void decode_bar(DecodeContext& c, const InstrAst& a, Instr& instr) {
     return;
   }
   if (a.has("cluster")) {
-    instr.flags = a.has("aligned") ? 1 : 0;
+    instr.flags = (a.has("aligned") ? 1u : 0u) | (a.has("relaxed") ? kRelaxedArrive : 0u);
     instr.fn = a.has("arrive") ? &exec_cluster_arrive : &exec_cluster_wait;
     return;
   }
@@ -402,6 +410,9 @@ std::string wait_detail(const Warp& warp, const Fragment& f) {
     return format("barrier %u: %u of %u threads arrived", id, b.arrived,
                   b.expected ? b.expected : warp.cta->live_warps * kWarpSize);
   }
+  if (instr.ast->opcode == "griddepcontrol.wait")
+    return format("completion of the launch of kernel %s",
+                  warp.launch->prerequisite ? warp.launch->prerequisite->program.kernel_name.c_str() : "before");
   if (instr.fn == &exec_cluster_wait)
     return format("cluster barrier: %u of %u lanes arrived", warp.cta->cluster->arrived_lanes,
                   warp.cta->cluster->live_lanes);
@@ -412,14 +423,19 @@ void register_barrier_ops(OpTable& t) {
   t["bar"] = &decode_bar;
   t["barrier"] = &decode_bar;
   t["mbarrier"] = &decode_mbarrier;
-  t["membar"] = [](DecodeContext&, const InstrAst&, Instr& instr) {
+  t["membar"] = [](DecodeContext&, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::Fence;
+    instr.device_scope = !a.has("cta");
     instr.fn = &exec_fence;
   };
   t["fence"] = [](DecodeContext&, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::Fence;
+    instr.device_scope = !a.has("cta");
     bool proxy_async = a.opcode.find("fence.proxy.async") == 0;
-    instr.fn = proxy_async ? &exec_proxy_fence : a.has("mbarrier_init") ? &exec_init_fence : &exec_fence;
+    instr.fn = proxy_async                                      ? &exec_proxy_fence
+               : a.has("mbarrier_init")                         ? &exec_init_fence
+               : a.has("proxy") && !a.has("tensormap::generic") ? &exec_other_proxy_fence
+                                                                : &exec_fence;
   };
   t["setmaxnreg"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::Other;

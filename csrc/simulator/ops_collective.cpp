@@ -1,5 +1,6 @@
 // Warp collectives: shfl, vote, match, redux, elect, activemask, ldmatrix, stmatrix, movmatrix.
 #include "simulator/decode.h"
+#include "simulator/definedness.h"
 #include "simulator/lanes.h"
 #include "simulator/memory.h"
 
@@ -126,13 +127,17 @@ ExecStatus exec_matrix(Warp& warp, const Instr& instr, uint32_t mask) {
   if (!warp.converged(kFullMask)) return ExecStatus::Blocked;
   if (mask != kFullMask) warp.fail(instr, -1, "ldmatrix/stmatrix needs all 32 lanes");
   const bool trans = instr.flags & 1, store = instr.flags & 2;
+  const bool check = warp.launch->options.check_uninitialized_shared;
   for (int matrix = 0; matrix < (int)instr.imm[0]; ++matrix) {
-    uint8_t* rows[8];
+    uint8_t *rows[8], *marks[8];
+    bool undefined = store && warp.follows_undefined;
     uint64_t addresses[8];
     for (int r = 0; r < 8; ++r) {
       int lane = matrix * 8 + r;
       addresses[r] = warp.address(instr.addr, lane);
-      rows[r] = memory_pointer(warp, instr, lane, addresses[r], 16, !store, store);
+      rows[r] = memory_pointer(warp, instr, lane, addresses[r], 16, store ? Access::Write : Access::Follow);
+      marks[r] = warp.shared_marks;
+      undefined |= !store && check && marks[r] && memchr(marks[r], 0, 16);
     }
     warp.launch->counters.shared_access(store ? Counters::StMatrix : Counters::LdMatrix, addresses, 8, 16);
     uint32_t* reg = warp.ptr<uint32_t>(instr.list[matrix]);
@@ -144,6 +149,13 @@ ExecStatus exec_matrix(Warp& warp, const Instr& instr, uint32_t mask) {
           memcpy(element, half, 2);
         else
           memcpy(half, element, 2);
+        if (!undefined) continue;
+        const int row = trans ? (t % 4) * 2 + e : t / 4;
+        uint8_t* mark = marks[row] ? marks[row] + (element - rows[row]) : nullptr;
+        if (store)
+          store_undefined(warp, instr, t, instr.list[matrix], 2 * e, 2, mark);
+        else if (mark)
+          load_undefined(warp, instr, t, instr.list[matrix], 2 * e, 2, mark, addresses[row]);
       }
     }
   }
@@ -170,6 +182,7 @@ void register_collective_ops(OpTable& t) {
   t["shfl"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     if (!a.has("sync")) c.unsupported();
     instr.cls = InstrClass::WarpCollective;
+    instr.flow = DataFlow::Shuffle;
     instr.imm[0] = a.has("idx") ? 0 : a.has("up") ? 1 : a.has("down") ? 2 : 3;
     instr.op[0] = c.dest(a.operands[0], 4);
     pair_destination(c, a.operands[0], instr);
@@ -237,6 +250,7 @@ void register_collective_ops(OpTable& t) {
   t["stmatrix"] = matrix;
   t["movmatrix"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::MatrixLoadStore;
+    instr.flow = DataFlow::Copy;
     instr.op[0] = c.dest(a.operands[0], 4);
     instr.op[1] = c.source(a.operands[1], 4);
     instr.fn = &exec_move_matrix;

@@ -118,6 +118,14 @@ ExecStatus exec_trap(Warp& warp, const Instr& instr, uint32_t mask) {
   warp.fail(instr, first_lane(mask), "trap executed");
 }
 ExecStatus exec_nothing(Warp&, const Instr&, uint32_t) { return ExecStatus::Next; }
+ExecStatus exec_wait_for_prerequisite(Warp& warp, const Instr&, uint32_t) {
+  const Launch* before = warp.launch->prerequisite;
+  return before && !before->complete ? ExecStatus::Blocked : ExecStatus::Next;
+}
+ExecStatus exec_launch_dependents(Warp& warp, const Instr&, uint32_t) {
+  warp.launch->release_block(*warp.cta);
+  return ExecStatus::Next;
+}
 ExecStatus exec_nanosleep(Warp&, const Instr&, uint32_t) { return ExecStatus::Yield; }
 
 // Reads a zero-terminated string at a generic address.
@@ -128,7 +136,7 @@ std::string read_string(Warp& warp, const Instr& instr, int lane, uint64_t addre
   generic.ast = instr.ast;
   generic.line = instr.line;
   for (; s.size() < 4096; ++address) {
-    char ch = (char)*memory_pointer(warp, generic, lane, address, 1, true, false);
+    char ch = (char)*memory_pointer(warp, generic, lane, address, 1, Access::Read);
     if (!ch) break;
     s += ch;
   }
@@ -147,7 +155,7 @@ void print_lane(Warp& warp, const Instr& instr, int lane) {
   auto take = [&](uint32_t bytes) {
     args_address = (args_address + bytes - 1) / bytes * bytes;
     uint64_t v = 0;
-    memcpy(&v, memory_pointer(warp, generic, lane, args_address, bytes, true, false), bytes);
+    memcpy(&v, memory_pointer(warp, generic, lane, args_address, bytes, Access::Read), bytes);
     args_address += bytes;
     return v;
   };
@@ -278,9 +286,13 @@ void register_control_ops(OpTable& t) {
     instr.cls = InstrClass::Other;
     instr.fn = &exec_nothing;
   };
-  for (const char* op :
-       {"brkpt", "pmevent", "griddepcontrol", "prefetch", "prefetchu", "applypriority", "discard", "createpolicy"})
+  for (const char* op : {"brkpt", "pmevent", "prefetch", "prefetchu", "applypriority", "discard", "createpolicy"})
     t[op] = nothing;
+  t["griddepcontrol"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
+    instr.cls = InstrClass::Other;
+    if (!a.has("wait") && !a.has("launch_dependents")) c.unsupported();
+    instr.fn = a.has("wait") ? &exec_wait_for_prerequisite : &exec_launch_dependents;
+  };
   t["createpolicy"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     c.dest(a.operands[0]);
     instr.cls = InstrClass::Other;

@@ -97,6 +97,7 @@ ExecStatus exec_slct(Warp& warp, const Instr& instr, uint32_t mask) {
 void decode_move(DecodeContext& c, const InstrAst& a, Instr& instr) {
   using K = OperandAst::Kind;
   instr.cls = InstrClass::Move;
+  instr.flow = DataFlow::Copy;
   instr.type = type_part(a);
   const OperandAst &d = a.operands.at(0), &s = a.operands.at(1);
   if (instr.type == ScalarType::Pred) {
@@ -125,6 +126,7 @@ void decode_move(DecodeContext& c, const InstrAst& a, Instr& instr) {
   }
   instr.op[0] = c.dest(d);
   if (s.kind == K::Name && !c.is_register(s.name)) {
+    instr.flow = DataFlow::Lanewise;
     if (s.name[0] == '%') {
       int special = find_special_register(s.name);
       if (special < 0) c.unsupported("special register " + s.name);
@@ -234,6 +236,7 @@ void register_data_ops(OpTable& t) {
   t["mov"] = &decode_move;
   t["selp"] = [](DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::Move;
+    instr.flow = DataFlow::Select;
     instr.type = type_part(a);
     uint32_t bytes = size_of(instr.type);
     instr.op[0] = c.dest(a.operands[0], bytes);

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "simulator/decode.h"
+#include "simulator/definedness.h"
 #include "simulator/memory.h"
 
 namespace hunyuan_kernels::simulator {
@@ -36,20 +37,41 @@ void copy_element(Warp& warp, const Operand& reg, int lane, uint8_t* memory, Sca
   }
 }
 
+// The common case of a global access in few comparisons; null where memory_pointer has to look closer.
+uint8_t* same_allocation(Warp& warp, uint64_t address, uint32_t bytes, bool write) {
+  const Allocation* a = warp.last_allocation;
+  if (!a || address < a->begin || address + bytes > a->end || (write && a->read_only) ||
+      (address & (std::min(bytes, 32u) - 1)))
+    return nullptr;
+  warp.shared_marks = nullptr;
+  return reinterpret_cast<uint8_t*>(address);
+}
+
 // ld/st through a checked pointer. flags bit 0: store
 template <uint32_t bytes>
 ExecStatus exec_access(Warp& warp, const Instr& instr, uint32_t mask) {
   const bool store = instr.flags & 1;
+  const bool check = warp.launch->options.check_uninitialized_shared;
   const uint32_t total = bytes * instr.vec;
   uint64_t addresses[kWarpSize];
   uint32_t n = 0;
   Space actual = instr.space;
+  const bool unwatched = instr.space == Space::Global && !warp.launch->watch_global;
   for (int lane : Lanes(mask)) {
     uint64_t address = warp.address(instr.addr, lane);
     addresses[n++] = address;
-    uint8_t* p = memory_pointer(warp, instr, lane, address, total, !store, store, &actual);
+    uint8_t* p = unwatched ? same_allocation(warp, address, total, store) : nullptr;
+    if (!p) p = memory_pointer(warp, instr, lane, address, total, store ? Access::Write : Access::Follow, &actual);
     for (uint32_t v = 0; v < instr.vec; ++v)
       copy_element<bytes>(warp, instr.list[v], lane, p + v * bytes, instr.type, store);
+    uint8_t* marks = warp.shared_marks;
+    if (!store && marks && check && memchr(marks, 0, total)) {
+      for (uint32_t v = 0; v < instr.vec; ++v)
+        load_undefined(warp, instr, lane, instr.list[v], 0, bytes, marks + v * bytes, address);
+    } else if (store && warp.follows_undefined) {
+      for (uint32_t v = 0; v < instr.vec; ++v)
+        store_undefined(warp, instr, lane, instr.list[v], 0, bytes, marks ? marks + v * bytes : nullptr);
+    }
   }
   count_access(warp, actual, store, addresses, n, total);
   if (store) warp.launch->progress();
@@ -100,7 +122,7 @@ void decode_access(DecodeContext& c, const InstrAst& a, Instr& instr) {
   instr.type = parse_scalar_type(a.parts.back());
   instr.vec = a.has("v2") ? 2 : a.has("v4") ? 4 : a.has("v8") ? 8 : 1;
   instr.space = space_part(a);
-  for (const char* p : {"volatile", "relaxed", "acquire", "release", "mmio"}) instr.strong |= a.has(p);
+  decode_ordering(a, instr);
   instr.cls = class_of(instr.space, store);
   instr.flags = store ? 1 : 0;
   const OperandAst& address = a.operands[store ? 0 : 1];

@@ -21,7 +21,7 @@ TensorMap read_map(Warp& warp, const Instr& instr, int lane, uint64_t address) {
   generic.line = instr.line;
   TensorMap map;
   for (uint32_t i = 0; i < sizeof(map); i += 16)
-    memcpy((uint8_t*)&map + i, memory_pointer(warp, generic, lane, address + i, 16, true, false), 16);
+    memcpy((uint8_t*)&map + i, memory_pointer(warp, generic, lane, address + i, 16, Access::Read), 16);
   if (map.magic != TensorMap::kMagic)
     warp.fail(instr, lane, "the address does not hold a tensor map of this simulator");
   if (const std::string problem = map.problem(); !problem.empty())
@@ -69,12 +69,7 @@ void check_global(Warp& warp, const Instr& instr, int lane, const TensorMap& map
     if (!inside) return;
     uint64_t begin = address + (coordinates[0] + (int64_t)first) * size,
              end = address + (coordinates[0] + (int64_t)last) * size;
-    global_pointer(warp, instr, lane, begin, 1, write);
-    const Allocation* a = warp.last_allocation;
-    if (end > a->end)
-      warp.fail(
-          instr, lane,
-          format("tensor copy runs past the end of '%s' (tensor map larger than its allocation)", a->name.c_str()));
+    global_range(warp, instr, lane, begin, end - begin, write);
   });
 }
 
@@ -153,7 +148,7 @@ ExecStatus exec_tensor_copy(Warp& warp, const Instr& instr, uint32_t mask) {
       ++launch.counters.tma_stores;
       launch.counters.tma_store_bytes += map.box_bytes();
       auto pending = add_pending(launch.pending_bulk, warp, 1u << lane, warp.bulk_group);
-      hold_source(*pending, target, offset, bytes);
+      hold_source(*pending, instr, target, offset, bytes);
       launch.defer([=, &target] {
         auto rows = std::make_shared<std::vector<uint8_t>>(bytes);
         for (uint32_t i = 0; i < bytes; i += 16)
@@ -181,7 +176,7 @@ ExecStatus exec_tensor_copy(Warp& warp, const Instr& instr, uint32_t mask) {
       if (!t.active) warp.fail(instr, lane, format("multicast to block rank %u, which has already exited", rank));
       check_async_overwrite(warp, instr, lane, t, offset, bytes);
       add_async_writer(t, offset, bytes, 1);
-      hold_cta(t);
+      hold_incoming(t, warp, instr, lane);
     }
     ++launch.counters.tma_loads;
     launch.counters.tma_load_bytes += map.box_bytes();
@@ -198,7 +193,7 @@ ExecStatus exec_tensor_copy(Warp& warp, const Instr& instr, uint32_t mask) {
                                : barrier;
         mbarrier_complete_tx(*issuer, *issued, lane, mbarrier_at(*issuer, *issued, lane, address, true),
                              map.box_bytes());
-        release_cta(t);
+        release_incoming(t);
       }
     });
   }
@@ -225,7 +220,7 @@ ExecStatus exec_replace(Warp& warp, const Instr& instr, uint32_t mask) {
     uint64_t address = warp.address(instr.addr, lane), value = warp.value(instr.op[0], lane);
     TensorMap map;
     for (int i = 0; i < 8; ++i)
-      memcpy((uint8_t*)&map + 16 * i, memory_pointer(warp, instr, lane, address + 16 * i, 16, true, false), 16);
+      memcpy((uint8_t*)&map + 16 * i, memory_pointer(warp, instr, lane, address + 16 * i, 16, Access::Read), 16);
     if (map.magic != TensorMap::kMagic)
       warp.fail(instr, lane, "the address does not hold a tensor map of this simulator");
     const int ord = (int)instr.imm[1];
@@ -248,7 +243,7 @@ ExecStatus exec_replace(Warp& warp, const Instr& instr, uint32_t mask) {
       default: break;
     }
     for (int i = 0; i < 8; ++i)
-      memcpy(memory_pointer(warp, instr, lane, address + 16 * i, 16, false, true), (uint8_t*)&map + 16 * i, 16);
+      memcpy(memory_pointer(warp, instr, lane, address + 16 * i, 16, Access::Write), (uint8_t*)&map + 16 * i, 16);
   }
   return ExecStatus::Next;
 }
@@ -261,8 +256,8 @@ ExecStatus exec_map_copy(Warp& warp, const Instr& instr, uint32_t mask) {
   shared.space = Space::Shared;
   global.space = Space::Global;
   for (int i = 0; i < 8; ++i)
-    memcpy(memory_pointer(warp, global, lane, warp.address(instr.addr, lane) + 16 * i, 16, false, true),
-           memory_pointer(warp, shared, lane, warp.address(instr.addr2, lane) + 16 * i, 16, true, false), 16);
+    memcpy(memory_pointer(warp, global, lane, warp.address(instr.addr, lane) + 16 * i, 16, Access::Write),
+           memory_pointer(warp, shared, lane, warp.address(instr.addr2, lane) + 16 * i, 16, Access::Read), 16);
   return ExecStatus::Next;
 }
 
@@ -320,6 +315,7 @@ void decode_tensor_copy(DecodeContext& c, const InstrAst& a, Instr& instr) {
     instr.flags |= kStore;
     if (a.parts[1] == "reduce") {
       instr.flags |= kReduce;
+      instr.strong = true;
       AtomicOp op = AtomicOp::Add;
       for (auto p : a.parts) parse_atomic_op(p, op);
       instr.imm[0] = (int64_t)op;

@@ -6,8 +6,17 @@
 
 namespace hunyuan_kernels::simulator {
 
+// Which part of the machine stands still for whole phases.
+enum class Schedule : uint8_t {
+  Random,      // none: warps take turns at random
+  HoldWarps,   // four warps of a block, or one where a block has no more than four
+  HoldBlock,   // one block
+  HoldCopies,  // the asynchronous engine: copies and wgmma finish when nothing else can go on
+};
+
 struct Options {
   uint64_t seed = 0;
+  Schedule schedule = Schedule::Random;
   uint32_t num_sms = 8;  // blocks that are resident at once
   bool check_uninitialized_shared = true;
   bool check_proxy_fence = true;

@@ -9,6 +9,8 @@ namespace hunyuan_kernels::simulator {
 
 namespace {
 
+constexpr uint32_t kMaxRegisters = 1u << 20;
+
 class Parser {
  public:
   explicit Parser(const std::string& source) : tokens_(tokenize(source)) {}
@@ -24,7 +26,10 @@ class Parser {
   ModuleAst module_;
 
   const Token& peek(int ahead = 0) const { return tokens_[std::min(pos_ + ahead, tokens_.size() - 1)]; }
-  const Token& next() { return tokens_[pos_ < tokens_.size() - 1 ? pos_++ : pos_]; }
+  const Token& next() {
+    if (peek().kind == TokenKind::End) fail("unexpected end of the text");
+    return tokens_[pos_++];
+  }
   bool at(std::string_view text) const { return peek().text == text && peek().kind != TokenKind::String; }
   bool accept(std::string_view text) {
     if (at(text)) {
@@ -270,7 +275,7 @@ class Parser {
     f.scopes[scope].parent = parent;
     while (!accept("}")) {
       const Token& t = peek();
-      if (t.kind == TokenKind::End) fail("unexpected end of file");
+      if (t.kind == TokenKind::End) fail("unexpected end of the text");
       if (accept(";")) continue;
       if (accept("{")) {
         parse_block(f, (int)scope);
@@ -310,7 +315,9 @@ class Parser {
       do {
         std::string name(next().text);
         if (accept("<")) {
-          uint64_t count = integer();
+          const uint64_t count = integer();
+          if (count > kMaxRegisters)
+            fail(format("%llu registers of one name, at most %u", (unsigned long long)count, kMaxRegisters));
           expect(">");
           for (uint64_t i = 0; i < count; ++i)
             f.scopes[scope].registers[name + std::to_string(i)] = {type, f.register_count++};

@@ -70,11 +70,15 @@ enum class InstrClass : uint8_t {
 };
 const char* to_string(InstrClass cls);
 
+// How undefined values pass through an instruction (definedness.cpp); most are told by their class.
+enum class DataFlow : uint8_t { ByClass, Lanewise, Copy, Select, Shuffle, Collective, Memory, Mma, Wgmma, Use };
+
 struct Instr {
   ExecFn fn = nullptr;
   int32_t guard = -1;  // register offset of the guard predicate
   bool guard_negated = false;
   InstrClass cls = InstrClass::Other;
+  DataFlow flow = DataFlow::ByClass;
   uint16_t opcode_index = 0;
   uint32_t line = 0;
   uint32_t target = 0;  // branch / call target
@@ -84,7 +88,9 @@ struct Instr {
   Space space = Space::None;
   uint8_t vec = 1;
   bool strong = false;  // volatile, relaxed, acquire, release or atomic access
-  uint32_t flags = 0;   // meaning is private to the opcode's decoder and handler
+  bool acquire = false, release = false;
+  bool device_scope = true;  // false: orders threads of one block only (.cta)
+  uint32_t flags = 0;        // meaning is private to the opcode's decoder and handler
   int64_t imm[3] = {0, 0, 0};
   std::vector<Operand> list;  // vectors, matrix fragments, coordinates
   std::vector<Operand> list2;
@@ -113,7 +119,8 @@ struct Program {
   std::vector<Instr> code;
   std::vector<uint8_t> constants;  // broadcast constant pool
   uint32_t register_bytes = 0;
-  uint32_t local_bytes = 0;  // per thread: .local variables and call parameters
+  std::vector<uint8_t> row_bytes;  // by register row: bytes of a lane of the register that starts there, 0: lane mask
+  uint32_t local_bytes = 0;        // per thread: .local variables and call parameters
   uint32_t static_shared_bytes = 0;
   uint32_t dynamic_shared_align = 16;
   std::vector<ParamInfo> params;

@@ -5,96 +5,198 @@
 namespace hunyuan_kernels::simulator {
 
 namespace {
-uint32_t warp_index(const Warp& warp) { return warp.thread_base / kWarpSize; }
-uint32_t& own(Warp& warp) {
-  const uint32_t i = warp_index(warp);
-  if (warp.clock.size() <= i) warp.clock.resize(i + 1);
-  if (warp.clock[i] == 0) warp.clock[i] = 1;
-  return warp.clock[i];
-}
+
+constexpr size_t kMaxOtherAccesses = 64;  // per granule; beyond it the oldest are forgotten
+
+// Whether an access by another warp at its time `clock` is known to lie before what this warp does now.
 bool before(const Warp& warp, uint32_t other, uint32_t clock) {
-  return other < warp.clock.size() && warp.clock[other] >= clock;
+  return other == warp.clocks.id || warp.clocks.now.of(other) >= clock;
 }
 
-[[noreturn]] void report(Warp& warp, const Instr& instr, int lane, uint32_t offset, const char* now,
-                         const char* earlier, uint32_t line, uint32_t other) {
+void tick(Warp& warp) { warp.clocks.now.raise(warp.clocks.id, ++warp.clocks.time); }
+
+[[noreturn]] void report(Warp& warp, const Instr& instr, int lane, const std::string& address, bool write,
+                         const RecordedAccess& earlier) {
   warp.fail(instr, lane,
-            format("data race on shared address 0x%x: %s is not ordered after the %s at PTX line %u by resident other "
-                   "%u (this is resident other %u)",
-                   offset, now, earlier, line, other, warp_index(warp)));
+            format("data race on %s: this %s is not ordered after the %s at PTX line %u by %s", address.c_str(),
+                   write ? "write" : "read", earlier.write ? "write" : "read", earlier.line,
+                   warp.launch->warp_names[earlier.warp - 1].c_str()));
 }
 
-// All earlier accesses by other warps must happen before a write; the last write before a read.
-void check(Warp& warp, const Instr& instr, int lane, const RaceInfo& r, uint32_t offset, uint8_t bytes, bool write) {
-  const uint32_t self = warp_index(warp);
-  if (r.writer && (r.write_mask & bytes) && r.writer - 1 != self && !before(warp, r.writer - 1, r.write_clock))
-    report(warp, instr, lane, offset, write ? "this write" : "this read", "write", r.write_line, r.writer - 1);
-  if (!write || !(r.read_mask & bytes)) return;
-  if (r.reader && r.reader - 1 != self && !before(warp, r.reader - 1, r.read_clock))
-    report(warp, instr, lane, offset, "this write", "read", r.read_line, r.reader - 1);
-  if (r.other_readers)
-    for (auto& [other, clock] : *r.other_readers)
-      if (other != self && !before(warp, other, clock))
-        report(warp, instr, lane, offset, "this write", "read", r.read_line, other);
+// An access conflicts with all earlier ones of the same bytes when either of them writes and not both are strong.
+template <typename Name>
+void record(Warp& warp, const Instr& instr, int lane, RaceInfo& r, const RecordedAccess& now, const Name& name) {
+  auto conflicts = [&](const RecordedAccess& earlier) {
+    return earlier.warp && (earlier.mask & now.mask) && (earlier.write || now.write) &&
+           !(earlier.strong && now.strong) && !before(warp, earlier.warp - 1, earlier.clock);
+  };
+  auto covered = [&](const RecordedAccess& earlier) { return !(earlier.mask & ~now.mask); };
+  auto same = [&](const RecordedAccess& earlier) { return earlier.warp == now.warp && earlier.strong == now.strong; };
+  RecordedAccess& latest = now.write ? r.write : r.read;
+  for (const auto* earlier : {&r.write, &r.read})
+    if (conflicts(*earlier)) report(warp, instr, lane, name(), now.write, *earlier);
+  if (r.others) {
+    for (const auto& earlier : *r.others)
+      if (conflicts(earlier)) report(warp, instr, lane, name(), now.write, earlier);
+    // A weak write is ordered after what it covers, so later accesses need only be compared with the write.
+    std::erase_if(*r.others, [&](auto& earlier) {
+      return covered(earlier) && ((now.write && !now.strong) || (same(earlier) && earlier.write == now.write));
+    });
+  }
+  if (latest.warp && !(covered(latest) && (same(latest) || (now.write && !now.strong)))) {
+    if (!r.others) r.others = std::make_unique<std::vector<RecordedAccess>>();
+    if (r.others->size() == kMaxOtherAccesses) r.others->erase(r.others->begin());
+    r.others->push_back(latest);
+  }
+  latest = now;
+  if (now.write && !now.strong && covered(r.read)) r.read = {};
 }
+
+template <typename Find, typename Name>
+void record_range(Warp& warp, const Instr& instr, int lane, uint64_t begin, uint64_t bytes, bool write,
+                  const Find& find, const Name& name) {
+  RecordedAccess now;
+  now.warp = warp.clocks.id + 1;
+  now.clock = warp.clocks.time;
+  now.line = instr.line;
+  now.write = write;
+  now.strong = instr.strong;
+  for (uint64_t g = begin / 4; g <= (begin + bytes - 1) / 4; ++g) {
+    now.mask = granule_mask(g, begin, bytes);
+    RaceInfo& r = find(g);
+    const RecordedAccess& latest = write ? r.write : r.read;
+    if (latest.warp == now.warp && latest.clock == now.clock && latest.mask == now.mask &&
+        latest.strong == now.strong && (!write || !r.read.warp) && !r.others)
+      continue;  // nothing has happened since
+    record(warp, instr, lane, r, now, [&] { return name(g * 4); });
+  }
+}
+
+// What a strong access takes over and hands on; an atomic does both.
+void synchronize(Warp& warp, const Instr& instr, StrongLocation& at, bool read, bool write) {
+  WarpClocks& c = warp.clocks;
+  const bool same_block = at.writer_block == warp.cta;
+  if (read) {
+    if (instr.acquire) {
+      c.now.join(at.device);
+      if (same_block) c.now.join(at.block);
+    } else {
+      (instr.device_scope ? c.observed_device : c.observed_block).join(at.device);
+      if (same_block) c.observed_block.join(at.block);
+    }
+  }
+  if (!write) return;
+  if (!read) at = {};  // a plain store ends the release sequence; an atomic continues it
+  if (!same_block) at.block.clear();
+  at.writer_block = warp.cta;
+  at.block.join(instr.release ? c.now : c.fenced_block);
+  if (instr.device_scope) at.device.join(instr.release ? c.now : c.fenced_device);
+  if (instr.release) tick(warp);
+}
+
 }  // namespace
 
-void race_release(Warp& warp, VectorClock& object) {
+void VectorClock::raise(uint32_t warp, uint32_t time) {
+  auto it = std::lower_bound(times_.begin(), times_.end(), std::make_pair(warp, 0u));
+  if (it == times_.end() || it->first != warp) it = times_.insert(it, {warp, 0});
+  it->second = std::max(it->second, time);
+}
+
+void VectorClock::join(const VectorClock& other) {
+  size_t i = 0;
+  std::vector<std::pair<uint32_t, uint32_t>> missing;
+  for (const auto& [warp, time] : other.times_) {
+    while (i < times_.size() && times_[i].first < warp) ++i;
+    if (i < times_.size() && times_[i].first == warp)
+      times_[i].second = std::max(times_[i].second, time);
+    else
+      missing.push_back({warp, time});
+  }
+  if (missing.empty()) return;
+  const size_t known = times_.size();
+  times_.insert(times_.end(), missing.begin(), missing.end());
+  std::inplace_merge(times_.begin(), times_.begin() + known, times_.end());
+}
+
+void race_start(Warp& warp) {
+  Launch& launch = *warp.launch;
+  if (!launch.options.check_races) return;
+  const Cta& cta = *warp.cta;
+  warp.clocks.id = static_cast<uint32_t>(launch.warp_names.size());
+  warp.clocks.now.raise(warp.clocks.id, warp.clocks.time);
+  launch.warp_names.push_back(format("block (%u,%u,%u) warp %u", cta.id[0], cta.id[1], cta.id[2], warp.index));
+}
+
+void race_release(Warp& warp, VectorClock& object, bool relaxed) {
   if (!warp.launch->options.check_races) return;
-  own(warp);
-  join_clock(object, warp.clock);
-  ++own(warp);
+  if (relaxed) {
+    object.join(warp.clocks.fenced_block);
+    return;
+  }
+  object.join(warp.clocks.now);
+  tick(warp);
 }
 
 void race_acquire(Warp& warp, const VectorClock& object) {
+  if (warp.launch->options.check_races) warp.clocks.now.join(object);
+}
+
+void race_fence(Warp& warp, bool device_scope) {
   if (!warp.launch->options.check_races) return;
-  own(warp);
-  join_clock(warp.clock, object);
+  WarpClocks& c = warp.clocks;
+  c.now.join(c.observed_block);
+  if (device_scope) c.now.join(c.observed_device);
+  c.fenced_block = c.now;
+  if (device_scope) c.fenced_device = c.now;
+  tick(warp);
 }
 
 void race_access(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t offset, uint32_t bytes, bool write) {
-  if (instr.strong) {
-    VectorClock& object = warp.launch->strong_clocks[(uint64_t(owner.first_thread) << 32) | offset];
-    race_acquire(warp, object);
-    if (write) race_release(warp, object);
-    return;
-  }
-  const uint32_t self = warp_index(warp), clock = own(warp);
-  for (uint32_t g = offset / 4; g <= (offset + bytes - 1) / 4; ++g) {
-    RaceInfo& r = owner.shared.race[g];
-    const uint32_t first = std::max(offset, g * 4) - g * 4, last = std::min(offset + bytes, g * 4 + 4) - g * 4;
-    const uint8_t mask = uint8_t(((1u << last) - 1) & ~((1u << first) - 1));
-    check(warp, instr, lane, r, g * 4, mask, write);
-    if (write) {
-      delete r.other_readers;
-      r = RaceInfo{};
-      r.writer = self + 1;
-      r.write_mask = mask;
-      r.write_clock = clock;
-      r.write_line = instr.line;
-    } else {
-      if (r.reader && r.reader - 1 != self) {
-        if (!r.other_readers) r.other_readers = new std::vector<std::pair<uint32_t, uint32_t>>;
-        std::erase_if(*r.other_readers, [&](auto& p) { return p.first == r.reader - 1 || p.first == self; });
-        r.other_readers->push_back({r.reader - 1, r.read_clock});
-      }
-      r.reader = self + 1;
-      r.read_mask |= mask;
-      r.read_clock = clock;
-      r.read_line = instr.line;
-    }
-  }
+  Launch& launch = *warp.launch;
+  if (instr.strong)
+    synchronize(warp, instr, launch.strong_locations[(uint64_t(owner.first_thread + 1) << 32) | offset],
+                !write || instr.cls == InstrClass::Atomic, write);
+  record_range(
+      warp, instr, lane, offset, bytes, write, [&](uint64_t g) -> RaceInfo& { return owner.shared.race[g]; },
+      [&](uint64_t at) {
+        return format("shared address 0x%x (block rank %u)", static_cast<uint32_t>(at), owner.rank);
+      });
+}
+
+void race_global(Warp& warp, const Instr& instr, int lane, uint64_t address, uint64_t bytes, bool write) {
+  Launch& launch = *warp.launch;
+  if (instr.strong && instr.cls != InstrClass::Tma)
+    synchronize(warp, instr, launch.strong_locations[address], !write || instr.cls == InstrClass::Atomic, write);
+  record_range(
+      warp, instr, lane, address, bytes, write, [&](uint64_t g) -> RaceInfo& { return launch.global_races.at(g); },
+      [&](uint64_t at) {
+        return format("global address 0x%llx, %s", static_cast<unsigned long long>(at),
+                      launch.allocations.describe(at).c_str());
+      });
 }
 
 void race_async_write(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t offset, uint32_t bytes) {
   if (!warp.launch->options.check_races || !bytes) return;
-  own(warp);
-  for (uint32_t g = offset / 4; g <= (offset + bytes - 1) / 4; ++g) {
-    RaceInfo& r = owner.shared.race[g];
-    check(warp, instr, lane, r, g * 4, 15, true);
-    delete r.other_readers;
-    r = RaceInfo{};
-  }
+  race_access(warp, instr, lane, owner, offset, bytes, true);
+  // Who reads the tile has waited for the copy, which is checked by the copy's state: forget the write.
+  for (uint32_t g = offset / 4; g <= (offset + bytes - 1) / 4; ++g) owner.shared.race[g] = {};
+}
+
+void race_remote(Warp& warp, const Instr& instr, int lane, Cta& owner) {
+  if (!warp.launch->options.check_races || &owner == warp.cta) return;
+  owner.remote_accesses[warp.clocks.id] = {&warp, &instr, lane, warp.clocks.time};
+}
+
+void race_exit(Cta& cta) {
+  if (cta.remote_accesses.empty()) return;
+  VectorClock last;
+  for (const Warp& warp : cta.warps) last.join(warp.clocks.now);
+  for (auto& [other, access] : cta.remote_accesses)
+    if (last.of(other) < access.clock)
+      access.warp->fail(*access.instr, access.lane,
+                        format("access to shared memory of block rank %u, whose exit is not ordered after it: the "
+                               "block may have exited",
+                               cta.rank));
 }
 
 }  // namespace hunyuan_kernels::simulator

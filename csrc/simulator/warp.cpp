@@ -1,5 +1,5 @@
 // Warp execution: fragments of lanes, reconvergence and the instruction loop.
-#include "simulator/machine.h"
+#include "simulator/definedness.h"
 #include "simulator/warp_async.h"
 
 namespace hunyuan_kernels::simulator {
@@ -84,7 +84,9 @@ void Warp::select_fragment(bool random) {
 
 void Warp::split_randomly() {
   Fragment& f = fragments[current];
-  const uint32_t part = f.mask & (uint32_t)launch->rng() & (uint32_t)launch->rng();
+  // Often the first lane alone: the one that most kernels elect to issue copies and arrivals.
+  const uint64_t random = launch->rng();
+  const uint32_t part = f.mask & (random & 1 ? f.mask & -f.mask : uint32_t(random >> 1) & uint32_t(random >> 32));
   if (f.arrived || part == 0 || part == f.mask) return;
   Fragment ahead = f;
   ahead.mask = part;
@@ -116,7 +118,9 @@ void Warp::exit_lanes(uint32_t mask) {
 uint32_t Warp::run(uint32_t budget) {
   uint32_t count = 0;
   for (auto& f : fragments) f.blocked = false;
-  if (!wgmma_queue.empty() && (launch->options.eager_async || (launch->rng() & 3) == 0)) execute_oldest_wgmma(*this);
+  if (!wgmma_queue.empty() && !launch->scheduler.holds_copies() &&
+      (launch->options.eager_async || (launch->rng() & 3) == 0))
+    execute_oldest_wgmma(*this);
   int sticky = 0;
   if (fragments.size() > 1) {
     bool random = (launch->rng() & 3) == 0;
@@ -137,6 +141,7 @@ uint32_t Warp::run(uint32_t budget) {
     if (instr.guard >= 0) {
       uint32_t p = *reinterpret_cast<uint32_t*>(regs + instr.guard);
       mask &= instr.guard_negated ? ~p : p;
+      if (follows_undefined) check_defined_guard(*this, instr, f->mask);
     }
     if (!f->arrived) {
       ++counters.issued[f->pc];
@@ -147,15 +152,21 @@ uint32_t Warp::run(uint32_t budget) {
     if (mask == 0) {
       ++f->pc;
     } else {
-      if (wgmma_unfinished && intercept_pending_registers(*this, instr, mask)) {
+      if (follows_undefined) follow_undefined(*this, instr, mask);
+      if (instr.watched && touch_wgmma_registers(*this, instr, mask)) {
         ++fragments[current].pc;
         continue;
       }
       ExecStatus status = instr.fn(*this, instr, mask);
       if (status == ExecStatus::Next || status == ExecStatus::Yield) {
         f = &fragments[current];
+        const bool waited = f->arrived;
         f->arrived = false;
         ++f->pc;
+        if (waited && launch->options.split_warps && fragments.size() < 4 && launch->rng() % 4 == 0) {
+          split_randomly();
+          sticky = 16 + launch->rng() % 256;
+        }
         if (status == ExecStatus::Yield && fragments.size() == 1) break;
         if (status == ExecStatus::Yield) sticky = 0;
       } else if (status == ExecStatus::Blocked) {

@@ -6,8 +6,14 @@ namespace hunyuan_kernels::simulator {
 
 void execute_oldest_wgmma(Warp& warp);
 void finish_wgmma(Warp& warp);  // executes and retires everything
-// True when the instruction was handled (a move of a pending accumulator); raises on a hazard.
-bool intercept_pending_registers(Warp& warp, const Instr& instr, uint32_t mask);
+
+// Registers of wgmma (wgmma_registers.cpp).
+void watch_wgmma_registers(Program& program);  // sets Instr::watched
+// Before a watched instruction; true when it was handled (a copy of a pending accumulator). Raises on a hazard.
+bool touch_wgmma_registers(Warp& warp, const Instr& instr, uint32_t mask);
+void issue_wgmma_registers(Warp& warp, const Instr& instr);
+void retire_wgmma_registers(Warp& warp, const WgmmaOp& op);
+
 // Text for the deadlock report.
 std::string wait_detail(const Warp& warp, const Fragment& f);
 

@@ -164,19 +164,14 @@ void execute(Warp& warp, WgmmaOp& op) {
   }
 }
 
-uint16_t& pending_count(Warp& warp, const Operand& o) { return warp.pending_register[o.offset / 64]; }
-
 void finish_reads(Warp& warp, WgmmaOp& op) {
   for (uint32_t c : op.chunks) --warp.cta->shared.async_readers[c / 16];
   op.chunks.clear();
 }
 
 void retire(Warp& warp, WgmmaOp& op) {
-  if (op.is_copy) {
-    --pending_count(warp, op.instr->op[0]);
-    return;
-  }
-  for (auto& d : op.instr->list) --pending_count(warp, d);
+  retire_wgmma_registers(warp, op);
+  if (op.is_copy) return;
   finish_reads(warp, op);
   --warp.wgmma_unfinished;
 }
@@ -195,7 +190,7 @@ void retire_before(Warp& warp, uint32_t group) {
 ExecStatus exec_wgmma(Warp& warp, const Instr& instr, uint32_t mask) {
   if (!warp.converged(kFullMask)) return ExecStatus::Blocked;
   if (mask != kFullMask) warp.fail(instr, -1, "wgmma needs all 32 lanes of the warp");
-  if (!warp.fenced_wgmma) warp.fail(instr, -1, "wgmma.mma_async without a preceding wgmma.fence");
+  issue_wgmma_registers(warp, instr);
   auto op = std::make_unique<WgmmaOp>();
   op->instr = &instr;
   op->group = warp.wgmma_open_group;
@@ -229,8 +224,6 @@ ExecStatus exec_wgmma(Warp& warp, const Instr& instr, uint32_t mask) {
     ++s.async_readers[c / 16];
     if (warp.launch->options.check_races) race_access(warp, instr, -1, *warp.cta, c, 16, false);
   }
-  if (warp.pending_register.empty()) warp.pending_register.resize(warp.program->register_bytes / 64 + 1);
-  for (auto& d : instr.list) ++pending_count(warp, d);
   ++warp.wgmma_unfinished;
   auto& counters = warp.launch->counters;
   std::string& name = warp.launch->scratch_name;
@@ -249,7 +242,7 @@ ExecStatus exec_wgmma(Warp& warp, const Instr& instr, uint32_t mask) {
 
 ExecStatus exec_wgmma_fence(Warp& warp, const Instr&, uint32_t) {
   if (!warp.converged(kFullMask)) return ExecStatus::Blocked;
-  warp.fenced_wgmma = 1;
+  ++warp.wgmma_fences;
   return ExecStatus::Next;
 }
 ExecStatus exec_wgmma_commit(Warp& warp, const Instr&, uint32_t) {
@@ -286,7 +279,6 @@ ExecStatus exec_wgmma_wait(Warp& warp, const Instr& instr, uint32_t) {
     if (!warpgroup_reaches(warp, group)) return ExecStatus::Blocked;
     retire_before(warp, group);
   }
-  if (warp.wgmma_queue.empty()) warp.fenced_wgmma = 0;
   warp.launch->progress();
   return ExecStatus::Next;
 }
@@ -355,31 +347,6 @@ void execute_oldest_wgmma(Warp& warp) {
 }
 
 void finish_wgmma(Warp& warp) { retire_before(warp, warp.wgmma_open_group + 1); }
-
-bool intercept_pending_registers(Warp& warp, const Instr& instr, uint32_t mask) {
-  if (instr.cls == InstrClass::Wgmma || instr.cls == InstrClass::Control) return false;
-  auto pending = [&](const Operand& o) { return o.present && o.offset > 0 && warp.pending_register[o.offset / 64]; };
-  // Register copies that the compiler leaves between wgmma instructions are done after the wgmma.
-  if (instr.cls == InstrClass::Move && instr.flags == kPlainMove32 && pending(instr.op[1]) && !pending(instr.op[0])) {
-    auto copy = std::make_unique<WgmmaOp>();
-    copy->instr = &instr;
-    copy->is_copy = true;
-    copy->mask = mask;
-    copy->group = warp.wgmma_queue.back()->group;
-    ++pending_count(warp, instr.op[0]);
-    warp.wgmma_queue.push_back(std::move(copy));
-    return true;
-  }
-  auto check = [&](const Operand& o) {
-    if (pending(o))
-      warp.fail(instr, -1, "accumulator register of an unfinished wgmma is accessed before wgmma.wait_group");
-  };
-  for (auto& o : instr.op) check(o);
-  if (instr.addr.base.present) check(instr.addr.base);
-  for (auto& o : instr.list) check(o);
-  for (auto& o : instr.list2) check(o);
-  return false;
-}
 
 void register_wgmma_ops(OpTable& t) { t["wgmma"] = &decode_wgmma; }
 

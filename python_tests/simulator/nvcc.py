@@ -20,8 +20,12 @@ def find_nvcc() -> str | None:
     return next((c for c in candidates if c and shutil.which(c)), None)
 
 
-@functools.cache
 def compile_module(name: str, *flags: str) -> simulator.Module:
+    return simulator.Module(compile_ptx(name, *flags))
+
+
+@functools.cache
+def compile_ptx(name: str, *flags: str) -> str:
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip(f"no nvcc to make PTX of {name}: neither NVCC, CUDA_HOME nor PATH leads to one")
@@ -29,4 +33,4 @@ def compile_module(name: str, *flags: str) -> simulator.Module:
         ptx = Path(folder) / "out.ptx"
         command = [nvcc, "-std=c++20", "-O3", "-arch=compute_90a", "-ptx", *flags, str(KERNELS / name), "-o", str(ptx)]
         subprocess.run(command, check=True)
-        return simulator.Module(ptx.read_text())
+        return ptx.read_text()

@@ -1,0 +1,143 @@
+"""Mutation of kernels: what breaks when one synchronizing or asynchronous instruction is missing?
+
+Each such instruction that a kernel executes is removed from its PTX, one at a time, and the mutant runs on the
+simulator. A finding of the simulator or a wrong result catches it. A mutant that nothing catches is either a gap in the
+checks or an instruction that is not needed.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hunyuan_kernels._C import simulator
+
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_GUARD = r"(?P<guard>@!?[%$\w]+\s+)?"
+_REMOVED = (
+    r"barrier|bar|mbarrier|fence|membar|wgmma|cp\.async|cp\.reduce\.async|st\.async|red\.async"
+    r"|tensormap\.cp_fenceproxy|griddepcontrol"
+)
+_STATEMENT = re.compile(rf"{_GUARD}(?<![\w.%$])(?P<opcode>(?:{_REMOVED})\b[\w.:]*)\s*(?P<operands>[^;]*);")
+_ORDERED = re.compile(r"(?<![\w.%$])(?:ld|st|atom|red)\.(?P<order>acquire|release|acq_rel)\b(?!\.async)[^;]*;")
+
+
+class Launched(Protocol):
+    """A report of the simulator."""
+
+    @property
+    def by_line(self) -> Mapping[int, int]: ...
+    @property
+    def warp_instructions(self) -> int: ...
+
+
+#: Runs the kernel once, on fresh inputs, with keyword arguments for ``simulator.Gpu``; returns the reports of its
+#: launches and raises AssertionError when a result is wrong.
+Launch = Callable[[simulator.Module, Mapping[str, Any]], Sequence[Launched]]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change of a PTX text that leaves its line numbers as they are."""
+
+    line: int
+    instruction: str
+    replacement: str  #: empty: removed
+    ptx: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What became of a mutation."""
+
+    line: int
+    instruction: str
+    replacement: str
+    finding: str | None  #: of the simulator, its first line
+    wrong_result: str | None
+
+    @property
+    def caught(self) -> bool:
+        return self.finding is not None or self.wrong_result is not None
+
+
+def _replacement(opcode: str, operands: str) -> str | None:
+    """What stands for a removed instruction, so that its result is defined; None where it is not to be removed."""
+    result = operands.split(",", 1)[0].strip()
+    parts = opcode.split(".")
+    if parts[0] == "mbarrier":
+        if "try_wait" in parts or "test_wait" in parts:
+            return f"setp.eq.u32 {result}, 0, 0;"  # the wait is over at once
+        if "pending_count" in parts:
+            return None
+        if ("arrive" in parts or "arrive_drop" in parts) and result[0] not in "_[":
+            return f"mov.b64 {result}, 0;"
+    if parts[0] in ("bar", "barrier") and "red" in parts:
+        return f"mov.u32 {result}, 0;" if "popc" in parts else f"setp.ne.u32 {result}, 0, 0;"
+    return ""
+
+
+def mutations(ptx: str, executed_lines: Iterable[int] | None = None) -> Iterator[Mutation]:
+    """Every removal of one synchronizing or asynchronous instruction, and every acquire or release made relaxed.
+
+    Args:
+        ptx: text of a module
+        executed_lines: lines of instructions that were executed; None takes all
+    """
+    text = _COMMENT.sub(lambda comment: re.sub(r"[^\n]", " ", comment[0]), ptx)
+    executed = None if executed_lines is None else set(executed_lines)
+    changes: list[tuple[int, int, str, str]] = []
+    for match in _STATEMENT.finditer(text):
+        replacement = _replacement(match["opcode"], match["operands"])
+        if replacement is not None:
+            guard = match["guard"] or ""
+            changes.append((match.start(), match.end(), match[0], guard + replacement if replacement else ""))
+    for match in _ORDERED.finditer(text):
+        begin, end = match.span("order")
+        changes.append((begin, end, match[0], "relaxed"))
+    for begin, end, instruction, replacement in sorted(changes):
+        line = text.count("\n", 0, begin) + 1
+        if executed is not None and line not in executed:
+            continue
+        newlines = "\n" * text.count("\n", begin, end)
+        yield Mutation(
+            line, " ".join(instruction.split()), replacement, text[:begin] + replacement + newlines + text[end:]
+        )
+
+
+def run_mutants(ptx: str, launch: Launch, settings: Sequence[Mapping[str, Any]]) -> list[Mutant]:
+    """Runs every mutant of a kernel under each setting until one catches it.
+
+    Args:
+        ptx: text of the module; only instructions that ``launch`` executes are mutated
+        launch: runs the kernel and compares its results
+        settings: keyword arguments of ``simulator.Gpu``, tried in this order
+
+    Raises:
+        simulator.SimError, AssertionError: the kernel as it is fails already.
+    """
+    executed: set[int] = set()
+    instructions = 0
+    module = simulator.Module(ptx)
+    for setting in settings:
+        reports = launch(module, setting)
+        executed.update(*(report.by_line for report in reports))
+        instructions = max([instructions, *(report.warp_instructions for report in reports)])
+    # A mutant that waits in vain for what never comes, or runs astray, is soon given up.
+    limits = {"livelock_instructions": 4 * instructions + 100_000, "max_instructions": 20 * instructions + 1_000_000}
+    return [_run_mutant(m, launch, [{**setting, **limits} for setting in settings]) for m in mutations(ptx, executed)]
+
+
+def _run_mutant(mutation: Mutation, launch: Launch, settings: Iterable[Mapping[str, Any]]) -> Mutant:
+    finding = wrong_result = None
+    module = simulator.Module(mutation.ptx)
+    for setting in settings:
+        try:
+            launch(module, setting)
+        except simulator.SimError as error:
+            finding = str(error).splitlines()[0]
+            break
+        except AssertionError as error:
+            wrong_result = (str(error).splitlines() or ["wrong result"])[0]
+            break
+    return Mutant(mutation.line, mutation.instruction, mutation.replacement, finding, wrong_result)

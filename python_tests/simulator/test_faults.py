@@ -1,0 +1,158 @@
+"""Each kind of fault is planted in a kernel; the simulator must name it, and pass the correct kernel."""
+
+import itertools
+import re
+import shutil
+import subprocess
+
+import planted
+import pytest
+import torch
+from families import FAMILIES
+from hunyuan_kernels._C import simulator
+
+# What is found, and where; None where any warp or lane may be the first to run into it.
+FINDINGS = {
+    "memory": {
+        "misaligned_vector": ("misaligned global access: address 0x", (0, 0, 0)),
+        "read_only": ("store to read-only memory 'argument 0'", (0, 0, 0)),
+        "shared_out_of_bounds": ("out-of-bounds shared store: address 0x", (0, 0, 31)),
+        "local_out_of_bounds": ("out-of-bounds local access: offset 0x10", (0, 0, 3)),
+        "global_out_of_bounds": ("out-of-bounds global store .* 0 bytes past the end of 'argument 1'", (0, 0, 31)),
+        "uninitialized_shared": (
+            r"uninitialized shared memory, read from 0x\w+ at PTX line \d+ by lane 31, is used as the data of a store",
+            (0, 0, 31),
+        ),
+        "uninitialized_condition": ("uninitialized shared memory, .* is used in a condition", (0, 0, 0)),
+    },
+    "wgmma": {
+        "missing_proxy_fence": (
+            "the async proxy reads shared address 0x.* without a following fence.proxy.async",
+            None,
+        ),
+        "missing_fence": ("wgmma.mma_async without a preceding wgmma.fence", None),
+        "missing_fence_while_pending": ("an accumulator register .* a wgmma.fence is missing", None),
+        "accumulator_written_after_fence": ("an accumulator register .* is accessed at PTX line", None),
+        "a_written_after_fence": ("an A register .* is accessed at PTX line", None),
+        "accumulator_touched": ("accumulator register of an unfinished wgmma is accessed before wgmma.wait", None),
+        "second_touched": ("accumulator register of an unfinished wgmma is accessed before wgmma.wait", None),
+        "a_touched": ("A register of an unfinished wgmma is accessed before wgmma.wait_group", None),
+        "tile_overwritten": ("shared address 0x.* is overwritten while an unfinished", None),
+    },
+    "copies": {
+        "bytes_never_come": ("deadlock: no warp .*\n.*pending tx bytes 128, waiting for parity 0", (0, 0, None)),
+        "over_arrived": ("arrive of 1 exceeds the pending count 0", (0, 0, 0)),
+        "initialized_again": ("re-initialized in the middle of phase 0", (0, 0, 0)),
+        "read_before_copy": ("is read while an asynchronous copy into it is in flight", (0, 0, 0)),
+        "exit_before_copy": ("exits while an asynchronous copy into its shared memory is in flight", (0, 0, 0)),
+        "exit_before_read": ("exits before cp.async.bulk.wait_group for a bulk store", (0, 0, 0)),
+        "missing_proxy_fence": ("the async proxy reads shared address 0x", (0, 0, 0)),
+        "overwritten_before_read": ("is overwritten while an unfinished asynchronous operation", (0, 0, 0)),
+    },
+    "cluster": {"peer_exits": ("access to shared memory of block rank [01], (whose exit|which has already)", None)},
+    "barriers": {
+        "deadlock": (
+            r"deadlock: no warp can make progress .*\n.*\[barrier 1: 64 of 96 threads arrived\]",
+            (0, 0, None),
+        ),
+        "count_mismatch": ("barrier 1: thread count (64|96) differs from the count (64|96)", None),
+        "shared_race": (r"data race on shared address 0x.*: this (read|write) is not ordered after the .*warp", None),
+    },
+    "global_race": {
+        "missing_release": ("data race on global address 0x.*'argument 0': this read is not ordered after", (1, 0, 0)),
+        "missing_acquire": ("data race on global address 0x.*'argument 0': this read is not ordered after", (1, 0, 0)),
+        "block_scope": ("data race on global address 0x.*'argument 0': this read is not ordered after", (1, 0, 0)),
+        "weak_flag": ("data race on global address 0x.*'argument 1': this (read|write) is not ordered after", None),
+    },
+    "dependent_launch": {
+        "early_read": ("read of global address 0x.* before griddepcontrol.wait.*, which writes it", (0, 0, 0)),
+        "early_write": (
+            "write of global address 0x.* before griddepcontrol.wait.*, which (reads|writes) it",
+            (0, 0, 0),
+        ),
+    },
+}
+SEEDS = 16  # of the schedules' tests
+CASES = [(family, fault) for family, findings in FINDINGS.items() for fault in findings]
+
+
+def device(seed=0, **options):
+    return simulator.Gpu(seed=seed, num_sms=4, check_races=True, **options)
+
+
+def test_every_planted_fault_is_tested():
+    for family in FAMILIES:
+        tested = FINDINGS.get(family) or dict.fromkeys(("trusts_block", "trusts_warp", "trusts_copy"))
+        assert set(planted.faults(family)) == set(tested)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("split_warps", [False, True])
+def test_correct_kernel_passes(family, split_warps):
+    module = simulator.Module(planted.source(family))
+    for seed, latency, schedule in itertools.product(
+        range(2), (1, 64, 20_000), ("random", "hold_warps", "hold_block", "hold_copies")
+    ):
+        gpu = device(seed, async_latency=latency, schedule=schedule, split_warps=split_warps)
+        result, reports = FAMILIES[family].run(gpu, module)
+        assert torch.equal(result, FAMILIES[family].want())
+        assert reports[-1].kernel == FAMILIES[family].kernel
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("family", "fault"), CASES)
+def test_fault_is_named(family, fault, seed):
+    message, where = FINDINGS[family][fault]
+    module = simulator.Module(planted.source(family, fault))
+    with pytest.raises(simulator.SimError, match=message) as error:
+        FAMILIES[family].run(device(seed, schedule="hold_copies"), module)
+    text = str(error.value)
+    assert f"kernel {FAMILIES[family].kernel}" in text
+    lines = "|".join(map(str, planted.named_lines(family, fault)))
+    assert re.search(rf"PTX line ({lines})(:|, block \(\d,0,0\), warp \d)", text)
+    if where and where[2] is not None:
+        block, warp, lane = where
+        assert f"block ({block},0,0), warp {warp}, lane {lane}: " in text
+
+
+@pytest.mark.parametrize(("fault", "schedule"), [("trusts_block", "hold_block"), ("trusts_warp", "hold_warps")])
+def test_only_a_priority_schedule_finds(fault, schedule):
+    module = simulator.Module(planted.source("schedules", fault))
+    family = FAMILIES["schedules"]
+
+    def results(schedule):
+        gpus = [device(seed, schedule=schedule, async_latency=1) for seed in range(SEEDS)]
+        return [family.run(gpu, module)[0].tolist() for gpu in gpus]
+
+    right = family.want().tolist()
+    assert results("random") == [right] * SEEDS
+    found = results(schedule)
+    assert any(result != right for result in found)
+    assert results(schedule) == found  # a seed is one schedule
+
+
+def test_only_held_copies_are_late_enough():
+    module = simulator.Module(planted.source("schedules", "trusts_copy"))
+    family = FAMILIES["schedules"]
+    for seed in range(SEEDS):
+        assert torch.equal(family.run(device(seed, async_latency=1), module)[0], family.want())
+    finding = rf"in flight\n  at kernel schedules, PTX line {planted.named_lines('schedules', 'trusts_copy')[0]}, block"
+    findings = []
+    for seed in range(SEEDS):
+        try:
+            family.run(device(seed, schedule="hold_copies", async_latency=1), module)
+        except simulator.SimError as error:
+            findings.append(str(error))
+    assert findings
+    assert all(re.search(finding, text) for text in findings)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_assembler_takes_them(family, tmp_path):
+    """The planted faults are legal PTX: nothing but their meaning is wrong."""
+    if not shutil.which("ptxas"):
+        pytest.skip("no ptxas on PATH")
+    for fault in [None, *planted.faults(family)]:
+        path = tmp_path / "kernel.ptx"
+        path.write_text(planted.source(family, fault))
+        subprocess.run(["ptxas", "-arch=sm_90a", "-o", tmp_path / "kernel.cubin", path], check=True)
