@@ -58,14 +58,18 @@ def _refusal(name: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-def _refuse_missing_kernels() -> torch.library.Library:
-    """Makes every op that has a kernel for the CPU and none for CUDA say so when it is called for CUDA."""
-    library = torch.library.Library(NAMESPACE, "IMPL", "CUDA")
-    for full_name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU"):
-        name = full_name.removeprefix(f"{NAMESPACE}::")
-        if name != full_name and not torch._C._dispatch_has_kernel_for_dispatch_key(full_name, "CUDA"):
-            library.impl(name, _refusal(name))
-    return library
+def _cpu_only() -> frozenset[str]:
+    names = (
+        name.removeprefix(f"{NAMESPACE}::")
+        for name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+        if name.startswith(f"{NAMESPACE}::") and not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    )
+    return frozenset(names)
 
 
-_refusals = _refuse_missing_kernels()  # the registrations last as long as this object
+#: The ops that have a kernel for the CPU and none for CUDA, as the library registers them.
+CPU_ONLY = _cpu_only()
+
+_refusals = torch.library.Library(NAMESPACE, "IMPL", "CUDA")  # the registrations last as long as this object
+for _name in CPU_ONLY:
+    _refusals.impl(_name, _refusal(_name))

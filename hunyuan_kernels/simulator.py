@@ -109,7 +109,13 @@ def _checked(name: str, value: int, low: int, high: int) -> int:
 
 @contextmanager
 def simulated_gpu(
-    seed: int = 0, sms: int = 8, *, latency: int = 64, check_races: bool = True, split_warps: bool = True
+    seed: int = 0,
+    sms: int = 8,
+    *,
+    latency: int = 64,
+    check_races: bool = True,
+    split_warps: bool = True,
+    schedule: str = "random",
 ) -> Iterator[SimulatedGpu]:
     """Within the block, ops that this thread calls on CPU tensors run their CUDA kernels on a simulated Hopper GPU.
 
@@ -123,6 +129,8 @@ def simulated_gpu(
         latency: upper bound of the random latency of asynchronous work, in scheduling steps.
         check_races: follow what orders accesses to shared memory, and report those that nothing orders (slower).
         split_warps: let the lanes of a warp run apart between instructions that synchronize them.
+        schedule: ``"random"``, or one that holds something back for whole phases: ``"hold_warps"``, ``"hold_block"``,
+            ``"hold_copies"``.
 
     Yields:
         A :class:`SimulatedGpu`; its ``reports`` hold a :class:`LaunchReport` per launch, also after the block.
@@ -146,6 +154,7 @@ def simulated_gpu(
         async_latency=_checked("latency", latency, 1, MAX_LATENCY),
         check_races=check_races,
         split_warps=split_warps,
+        schedule=schedule,
     )
     if getattr(_thread, "active", False):
         raise RuntimeError("simulated_gpu: this thread is inside another simulated_gpu; leave that one first")

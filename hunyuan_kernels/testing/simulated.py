@@ -10,10 +10,16 @@ from hunyuan_kernels._ops import MissingKernelError
 from hunyuan_kernels.simulator import simulated_gpu
 from hunyuan_kernels.testing.spec import OpSpec, Work
 
-#: Asynchronous work completes at once, after a while, or so late that whatever does not wait for it has gone on: with
-#: races checked and the lanes of warps run apart. Keyword arguments of :func:`hunyuan_kernels.simulated_gpu`.
+#: Asynchronous work completes at once, after a while, or so late that whatever does not wait for it has gone on; parts
+#: of the machine stand still for whole phases; races are checked and the lanes of warps run apart. Keyword arguments of
+#: :func:`hunyuan_kernels.simulated_gpu`.
 SETTINGS: dict[str, dict[str, Any]] = {
-    f"latency {latency}": {"latency": latency, "check_races": True, "split_warps": True} for latency in (1, 64, 20_000)
+    name: {"latency": latency, "schedule": schedule, "check_races": True, "split_warps": True}
+    for name, latency, schedule in (
+        ("latency 1, warps held", 1, "hold_warps"),
+        ("latency 64", 64, "random"),
+        ("latency 20000, copies held", 20_000, "hold_copies"),
+    )
 }
 
 

@@ -37,6 +37,7 @@ PTX = """
   cvt.u64.u32 %rd3, %r4;
   setp.ge.u64 %p, %rd3, %rd2;
   @%p bra done;
+  griddepcontrol.wait;
   shl.b64 %rd4, %rd3, 2;
   add.s64 %rd5, %rd1, %rd4;
   ld.global.u32 %r1, [%rd5];
