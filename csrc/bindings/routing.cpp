@@ -1,6 +1,8 @@
 // route, routing_from_ids, load_balancing_loss and their gradients: schemas, checks, allocation.
 #include "cpu/routing.h"
 
+#include <algorithm>
+
 #include "bindings/device_call.h"
 #include "bindings/torch_glue.h"
 #include "common/integer_math.h"
@@ -102,10 +104,9 @@ RoutingTuple route_on_device(const char* op, DeviceCall& call, const host::Routi
 
 // Padding tokens: no expert, no weight.
 void clear_padding(const cpu::RoutingSizes& sizes, Tensor& expert_ids, Tensor& weights) {
-  for (int64_t i = sizes.valid_tokens * sizes.top_k; i < sizes.assignments(); ++i) {
-    data<int32_t>(expert_ids)[i] = -1;
-    data<float>(weights)[i] = 0.0f;
-  }
+  int32_t* ids = data<int32_t>(expert_ids);
+  float* factors = data<float>(weights);
+  for (int64_t i = sizes.valid_tokens * sizes.top_k; i < sizes.assignments(); ++i) ids[i] = -1, factors[i] = 0.0f;
 }
 
 RoutingTuple route(Tensor logits_given, int64_t top_k, std::optional<int64_t> capacity, bool recycle, bool renormalize,
@@ -180,12 +181,15 @@ RoutingTuple routing_from_ids(Tensor ids_given, Tensor weights_given, int64_t nu
 
   sizes.valid_tokens = valid_tokens(num_tokens, tokens);
   int32_t* ids = data<int32_t>(result.expert_ids);
-  const bool wide = given.scalar_type() == ScalarType::Long;
-  for (int64_t i = 0; i < sizes.assignments(); ++i) {
-    const int64_t id = wide ? const_data<int64_t>(given)[i] : const_data<int32_t>(given)[i];
-    ids[i] = id >= 0 && id < num_experts ? static_cast<int32_t>(id) : -1;
-    data<float>(result.weights)[i] = const_data<float>(given_weights)[i];
-  }
+  auto take_known = [&](auto* given_id) {
+    for (int64_t i = 0; i < sizes.assignments(); ++i)
+      ids[i] = given_id[i] >= 0 && given_id[i] < num_experts ? static_cast<int32_t>(given_id[i]) : -1;
+  };
+  if (given.scalar_type() == ScalarType::Long)
+    take_known(const_data<int64_t>(given));
+  else
+    take_known(const_data<int32_t>(given));
+  std::copy_n(const_data<float>(given_weights), sizes.assignments(), data<float>(result.weights));
   clear_padding(sizes, result.expert_ids, result.weights);
   cpu::assign_rows(sizes, result.pointers(), nullptr, torch_threads());
   return result.tuple();
@@ -233,8 +237,9 @@ Tensor route_backward(Tensor grad_weights_given, Tensor logits_given, Tensor exp
   }
 
   const int64_t valid = valid_tokens(num_tokens, tokens);
+  const int32_t* numbers = const_data<int32_t>(ids);
   for (int64_t i = 0; i < valid * top_k; ++i) {
-    const int32_t id = const_data<int32_t>(ids)[i];
+    const int32_t id = numbers[i];
     check(id >= 0 && id < logits.size(1), op, "expert_ids", "holds ", id, " at token ", i / top_k,
           "; allowed: 0 to E - 1 = ", logits.size(1) - 1);
   }
