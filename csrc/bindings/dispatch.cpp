@@ -31,6 +31,13 @@ int64_t checked_rows_used(const char* op, const Tensor& x, const Tensor& token_i
   return rows_used;
 }
 
+// On a device, where values are not looked at.
+Tensor checked_device_offsets(const char* op, const Tensor& expert_offsets, const Tensor& x) {
+  check_same_device(op, "expert_offsets", expert_offsets, "x", x);
+  check_offsets_shape(op, expert_offsets);
+  return torch::stable::contiguous(expert_offsets);
+}
+
 Tensor checked_token_ids(const char* op, const Tensor& token_ids, const char* other, const Tensor& like) {
   check_same_device(op, "token_ids", token_ids, other, like);
   check_dtype(op, "token_ids", token_ids, {ScalarType::Int});
@@ -53,9 +60,7 @@ Tensor dispatch(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets, T
   const Tensor token_ids = checked_token_ids(op, token_ids_given, "x", x);
   const int64_t bytes = element_size(to_dtype(x.scalar_type()));
   if (DeviceCall call(op, x); call) {
-    check_same_device(op, "expert_offsets", expert_offsets, "x", x);
-    check_offsets_shape(op, expert_offsets);
-    const Tensor offsets = torch::stable::contiguous(expert_offsets);
+    const Tensor offsets = checked_device_offsets(op, expert_offsets, x);
     Tensor out = empty({token_ids.size(0), x.size(1)}, x.scalar_type(), x);
     kernels::DispatchArguments a{};
     a.x = call.reads<void>("x", x);
@@ -86,18 +91,35 @@ Tensor dispatch(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets, T
 
 std::tuple<Tensor, Tensor> dispatch_fp8(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets) {
   constexpr const char* op = "dispatch_fp8";
-  check_cpu(op, "x", x_given);
   const Tensor x = checked_matrix(op, "x", x_given, {ScalarType::Float, ScalarType::BFloat16}, "[T, H]");
   const Tensor token_ids = checked_token_ids(op, token_ids_given, "x", x);
+  const DType dtype = to_dtype(x.scalar_type());
+  const int64_t rows = token_ids.size(0), hidden = x.size(1);
+  Tensor q = empty({rows, hidden}, ScalarType::Float8_e4m3fn, x);
+  Tensor scale = empty_activation_scale(-1, rows, ceil_div(hidden, 128), x);
+  if (DeviceCall call(op, x); call) {
+    const Tensor offsets = checked_device_offsets(op, expert_offsets, x);
+    kernels::DispatchFp8Arguments a{};
+    a.x = call.reads<void>("x", x);
+    a.token_ids = call.reads<int32_t>("token_ids", token_ids);
+    a.rows_used = call.reads<int32_t>("expert_offsets", offsets) + offsets.size(0) - 1;
+    a.q = call.writes<uint8_t>("q", q);
+    a.scale = call.writes<float>("scale", scale);
+    a.rows = rows, a.tokens = x.size(0), a.hidden = hidden;
+    a.x_stride = x.stride(0), a.scale_block_stride = scale.stride(1);
+    const host::RowMovementPlan plan =
+        host::plan_row_movement({host::RowMovement::dispatch_fp8, dtype, rows, hidden, row_alignment(x)});
+    host::launch_dispatch_fp8(plan, a, call.stream());
+    call.finish();
+    return {q, scale};
+  }
   cpu::DispatchFp8Arguments a{};
   a.rows_used = checked_rows_used(op, x, token_ids, expert_offsets);
   a.x = {x.const_data_ptr(), x.stride(0)};
-  a.dtype = to_dtype(x.scalar_type());
-  a.hidden = x.size(1);
+  a.dtype = dtype;
+  a.hidden = hidden;
   a.token_ids = const_data<int32_t>(token_ids);
-  a.rows = token_ids.size(0);
-  Tensor q = empty({a.rows, a.hidden}, ScalarType::Float8_e4m3fn, x);
-  Tensor scale = empty_activation_scale(-1, a.rows, ceil_div(a.hidden, 128), x);
+  a.rows = rows;
   a.q = data<float8_e4m3fn>(q);
   a.scale = data<float>(scale);
   a.scale_block_stride = scale.stride(1);
@@ -260,15 +282,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
       "grad_weights)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
-  m.impl("dispatch", TORCH_BOX(&hunyuan_kernels::dispatch));
-  m.impl("dispatch_fp8", TORCH_BOX(&hunyuan_kernels::dispatch_fp8));
-  m.impl("combine", TORCH_BOX(&hunyuan_kernels::combine));
-  m.impl("combine_backward", TORCH_BOX(&hunyuan_kernels::combine_backward));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CUDA, m) {
-  m.impl("dispatch", TORCH_BOX(&hunyuan_kernels::dispatch));
-  m.impl("combine", TORCH_BOX(&hunyuan_kernels::combine));
-  m.impl("combine_backward", TORCH_BOX(&hunyuan_kernels::combine_backward));
-}
+#define HK_DISPATCH_FOR(backend)                                               \
+  STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, backend, m) {                     \
+    m.impl("dispatch", TORCH_BOX(&hunyuan_kernels::dispatch));                 \
+    m.impl("dispatch_fp8", TORCH_BOX(&hunyuan_kernels::dispatch_fp8));         \
+    m.impl("combine", TORCH_BOX(&hunyuan_kernels::combine));                   \
+    m.impl("combine_backward", TORCH_BOX(&hunyuan_kernels::combine_backward)); \
+  }
+HK_DISPATCH_FOR(CPU)
+HK_DISPATCH_FOR(CUDA)
+#undef HK_DISPATCH_FOR

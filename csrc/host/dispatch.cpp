@@ -11,6 +11,7 @@ namespace {
 const char* op_name(RowMovement movement) {
   switch (movement) {
     case RowMovement::dispatch: return "dispatch";
+    case RowMovement::dispatch_fp8: return "dispatch_fp8";
     case RowMovement::combine: return "combine";
     case RowMovement::combine_backward: return "combine_backward";
   }
@@ -21,7 +22,13 @@ std::string kernel_name(const RowMovementProblem& problem, bool whole) {
   const std::string suffix = whole ? "" : "_any";
   if (problem.movement == RowMovement::dispatch) return "dispatch_rows" + suffix;
   const char* dtype = problem.dtype == DType::bfloat16 ? "_bfloat16" : "_float32";
-  return std::string("dispatch_") + op_name(problem.movement) + dtype + suffix;
+  const char* prefix = problem.movement == RowMovement::dispatch_fp8 ? "" : "dispatch_";  // kernels begin with the stem
+  return prefix + std::string(op_name(problem.movement)) + dtype + suffix;
+}
+
+// Column ranges that the blocks of dispatch_fp8 divide a row into.
+int64_t fp8_spans(int64_t hidden) {
+  return ceil_div(hidden, int64_t{kernels::kDispatchScaleBlock * kernels::kDispatchVectors});
 }
 
 template <typename Arguments>
@@ -37,20 +44,26 @@ RowMovementPlan plan_row_movement(const RowMovementProblem& problem) {
   if (problem.rows == 0 || problem.hidden == 0) return plan;
   const int64_t row_bytes = problem.hidden * element_size(problem.dtype);
   const bool whole = problem.alignment >= 16 && row_bytes % 16 == 0;
-  const int64_t unit = !whole && problem.movement == RowMovement::dispatch ? 1 : 16;
-  // Enough threads that each has one round of loads in flight, in whole warps.
-  const int64_t loads = ceil_div(row_bytes, unit * kernels::kDispatchVectors);
-  const auto threads =
-      static_cast<uint32_t>(std::clamp<int64_t>(round_up(loads, int64_t{32}), 32, kernels::kDispatchMaxThreads));
-  const auto per_block = static_cast<uint32_t>(minimum(kernels::kDispatchMaxThreads / threads, problem.rows));
-  const int64_t blocks = ceil_div(problem.rows, int64_t{per_block});
+  int64_t threads, per_block, blocks;
+  if (problem.movement == RowMovement::dispatch_fp8) {
+    threads = kernels::kDispatchScaleBlock * element_size(problem.dtype) / 16;
+    per_block = kernels::kDispatchMaxThreads / threads;
+    blocks = ceil_div(problem.rows, per_block) * fp8_spans(problem.hidden);
+  } else {
+    // Enough threads that each has one round of loads in flight, in whole warps.
+    const int64_t unit = !whole && problem.movement == RowMovement::dispatch ? 1 : 16;
+    const int64_t loads = ceil_div(row_bytes, unit * kernels::kDispatchVectors);
+    threads = std::clamp<int64_t>(round_up(loads, int64_t{32}), 32, kernels::kDispatchMaxThreads);
+    per_block = minimum(kernels::kDispatchMaxThreads / threads, problem.rows);
+    blocks = ceil_div(problem.rows, per_block);
+  }
   check(blocks < (int64_t{1} << 31), op_name(problem.movement), "rows", "are ", problem.rows, ": ", blocks,
         " blocks; at most 2^31 - 1 can be launched");
   driver::KernelLaunch launch;
   launch.stem = "dispatch";
   launch.kernel = kernel_name(problem, whole);
   launch.grid.x = static_cast<uint32_t>(blocks);
-  launch.block = {threads, per_block, 1};
+  launch.block = {static_cast<uint32_t>(threads), static_cast<uint32_t>(per_block), 1};
   plan.launches.push_back(launch);
   return plan;
 }
@@ -63,6 +76,11 @@ std::string RowMovementPlan::text() const {
 }
 
 void launch_dispatch(const RowMovementPlan& plan, const kernels::DispatchArguments& arguments, driver::Stream& stream) {
+  launch(plan, arguments, stream);
+}
+
+void launch_dispatch_fp8(const RowMovementPlan& plan, kernels::DispatchFp8Arguments arguments, driver::Stream& stream) {
+  arguments.spans = static_cast<uint32_t>(fp8_spans(plan.problem.hidden));
   launch(plan, arguments, stream);
 }
 

@@ -1,4 +1,4 @@
-// dispatch, combine and combine_backward on a device: problem -> plan -> launch.
+// dispatch, dispatch_fp8, combine and combine_backward on a device: problem -> plan -> launch.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -10,11 +10,11 @@
 
 namespace hunyuan_kernels::host {
 
-enum class RowMovement { dispatch, combine, combine_backward };
+enum class RowMovement { dispatch, dispatch_fp8, combine, combine_backward };
 
 struct RowMovementProblem {
   RowMovement movement;
-  DType dtype;
+  DType dtype;              // of what is read
   int64_t rows, hidden;     // of what is written; combine_backward: of grad_y
   int64_t alignment = 256;  // of every row of every operand, in bytes, a power of two
 };
@@ -30,6 +30,7 @@ struct RowMovementPlan {
 RowMovementPlan plan_row_movement(const RowMovementProblem& problem);
 
 void launch_dispatch(const RowMovementPlan& plan, const kernels::DispatchArguments& arguments, driver::Stream& stream);
+void launch_dispatch_fp8(const RowMovementPlan& plan, kernels::DispatchFp8Arguments arguments, driver::Stream& stream);
 void launch_combine(const RowMovementPlan& plan, const kernels::CombineArguments& arguments, driver::Stream& stream);
 void launch_combine_backward(const RowMovementPlan& plan, const kernels::CombineBackwardArguments& arguments,
                              driver::Stream& stream);

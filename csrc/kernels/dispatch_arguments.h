@@ -13,6 +13,17 @@ struct DispatchArguments {
   int64_t x_stride;  // bytes
 };
 
+struct DispatchFp8Arguments {
+  const void* x;             // [tokens, hidden]
+  const int32_t* token_ids;  // [rows]
+  const int32_t* rows_used;  // one element: expert_offsets[E]
+  uint8_t* q;                // [rows, hidden], contiguous
+  float* scale;              // scale[block * scale_block_stride + row]
+  int64_t rows, tokens, hidden;
+  int64_t x_stride, scale_block_stride;  // elements
+  uint32_t spans;                        // column ranges of kDispatchVectors blocks in a row
+};
+
 // Strides in elements; hidden elements of a row are contiguous.
 struct CombineArguments {
   const void* y;         // [rows_of_y, hidden]
@@ -41,5 +52,6 @@ struct CombineBackwardArguments {
 
 constexpr int kDispatchMaxThreads = 256;  // of a block
 constexpr int kDispatchVectors = 4;       // loads of a thread in flight
+constexpr int kDispatchScaleBlock = 128;  // elements of a row that share a scale
 
 }  // namespace hunyuan_kernels::kernels

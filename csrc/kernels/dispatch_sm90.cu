@@ -2,8 +2,9 @@
 // vectors of 16 bytes.
 //
 //   dispatch          out[r] = x[token_ids[r]],  zeros for r >= rows_used and for tokens out of range
-//   combine           out[t] = sum_j weights[t, j] * y[rows[t, j]] + shared[t] + residual[t]
-//   combine_backward  grad_y[r] = weights[t, j] * grad_out[t],  grad_weights[t, j] = <grad_out[t], y[r]>,
+//   dispatch_fp8      the same, quantized in blocks of 1 x 128 (tile/quantize.cuh): q[r], scale[r, block]; scale 1 for
+//   zeros combine           out[t] = sum_j weights[t, j] * y[rows[t, j]] + shared[t] + residual[t] combine_backward
+//   grad_y[r] = weights[t, j] * grad_out[t],  grad_weights[t, j] = <grad_out[t], y[r]>,
 //                     with t = token_ids[r] and the j for which rows[t, j] = r; zeros for rows that nobody owns
 //
 // Shapes:   x [tokens, H], y [S, H], rows and weights [tokens, k]; rows of x, y, shared, residual and grad_out have any
@@ -11,6 +12,8 @@
 //
 // Threads:  blockDim = (threads of a row, rows of a block). A thread takes the vectors t, t + threads, ... of its row,
 //           with kDispatchVectors loads in flight. With k > 1 a token's row is read k times, from L2 after the first.
+//           dispatch_fp8: a scale block is as wide as blockDim.x vectors, a thread block holds kDispatchVectors of them
+//           side by side in neighbouring rows. Its scales, stored M-major, leave through shared memory: whole sectors.
 //
 // Order:    nothing is atomic. A row of y belongs to one assignment, so combine_backward goes by rows: it writes each
 //           gradient once, and its dot products are summed by a tree that depends on the number of threads alone.
@@ -22,6 +25,7 @@
 #include "arch/convert.cuh"
 #include "arch/launch.cuh"
 #include "kernels/dispatch_arguments.h"
+#include "tile/quantize.cuh"
 #include "tile/reduce.cuh"
 #include "tile/vector_io.cuh"
 
@@ -98,6 +102,46 @@ struct Row {
     return static_cast<Element*>(data) + row * stride;
   }
 };
+
+template <typename Element, bool kWhole>
+__device__ __forceinline__ void dispatch_fp8(const DispatchFp8Arguments& a) {
+  using R = Row<Element, kWhole>;
+  constexpr int kThreads = kDispatchScaleBlock / R::kPerVector, kRows = kDispatchMaxThreads / kThreads;
+  __shared__ uint32_t scratch[kDispatchMaxThreads / 32];
+  __shared__ float scales[kDispatchVectors][kRows];
+  arch::wait_for_previous_launch();
+  arch::allow_next_launch();
+  const int64_t first_row = int64_t{blockIdx.x / a.spans} * kRows, row = first_row + threadIdx.y;
+  const int64_t first_block = int64_t{blockIdx.x % a.spans} * kDispatchVectors;
+  const int64_t vectors = row < a.rows ? R::vectors(a.hidden) : 0;
+  const int thread = threadIdx.y * kThreads + threadIdx.x;
+  int32_t token = -1;
+  if (threadIdx.x == 0 && row < a.rows && row < *a.rows_used) token = a.token_ids[row];
+  token = static_cast<int32_t>(arch::lane_value(token, thread % 32 / kThreads * kThreads));
+  const bool there = is_within(token, a.tokens);
+  const void* from = R::at(a.x, there ? token : 0, a.x_stride);
+  Words4 held[kDispatchVectors] = {};
+#pragma unroll
+  for (int slot = 0; slot < kDispatchVectors; ++slot)
+    if (const int64_t index = (first_block + slot) * kThreads + threadIdx.x; there && index < vectors)
+      held[slot] = R::load(from, index, a.hidden);
+#pragma unroll
+  for (int slot = 0; slot < kDispatchVectors; ++slot) {
+    const uint32_t amax = tile::group_max(tile::amax_bits<Element>(held[slot]), thread, kThreads, scratch);
+    const float scale = tile::scale_of(amax);
+    if (threadIdx.x == 0) scales[slot][threadIdx.y] = scale;
+    if (const int64_t index = (first_block + slot) * kThreads + threadIdx.x; index < vectors) {
+      const int64_t column = index * R::kPerVector;
+      tile::store_quantized<Element, kWhole>(a.q + row * a.hidden + column, held[slot], scale,
+                                             static_cast<int>(min(int64_t{R::kPerVector}, a.hidden - column)));
+    }
+  }
+  __syncthreads();
+  if (thread >= kDispatchVectors * kRows) return;
+  const int slot = thread / kRows, row_of_block = thread % kRows;
+  if (first_row + row_of_block < a.rows && (first_block + slot) * kDispatchScaleBlock < a.hidden)
+    a.scale[(first_block + slot) * a.scale_block_stride + first_row + row_of_block] = scales[slot][row_of_block];
+}
 
 // sum += weight * v, element by element
 template <typename Element>
@@ -192,8 +236,9 @@ __device__ __forceinline__ void combine_backward(const CombineBackwardArguments&
   }
 HK_KERNEL(dispatch_rows, DispatchArguments, dispatch_rows<Words4>)
 HK_KERNEL(dispatch_rows_any, DispatchArguments, dispatch_rows<uint8_t>)
-#define HK_KERNELS(suffix, Element, whole)                                          \
-  HK_KERNEL(dispatch_combine_##suffix, CombineArguments, (combine<Element, whole>)) \
+#define HK_KERNELS(suffix, Element, whole)                                               \
+  HK_KERNEL(dispatch_fp8_##suffix, DispatchFp8Arguments, (dispatch_fp8<Element, whole>)) \
+  HK_KERNEL(dispatch_combine_##suffix, CombineArguments, (combine<Element, whole>))      \
   HK_KERNEL(dispatch_combine_backward_##suffix, CombineBackwardArguments, (combine_backward<Element, whole>))
 HK_KERNELS(bfloat16, bfloat16, true)
 HK_KERNELS(bfloat16_any, bfloat16, false)

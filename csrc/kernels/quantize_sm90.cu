@@ -22,9 +22,9 @@
 //           condition; it reads and writes element by element.
 #include <type_traits>
 
-#include "arch/convert.cuh"
 #include "arch/launch.cuh"
 #include "kernels/quantize_arguments.h"
+#include "tile/quantize.cuh"
 #include "tile/reduce.cuh"
 #include "tile/vector_io.cuh"
 
@@ -108,59 +108,21 @@ struct Region {
     });
   }
 
-  __device__ __forceinline__ uint32_t bits(int slot, int i) const {
-    return tile::element_bits<typename G::Element>(vector[slot], i);
-  }
-
-  // Bits of the largest finite magnitude; their order is that of the values.
+  // Bits of the largest finite magnitude.
   __device__ __forceinline__ uint32_t amax(int64_t chunk) {
     uint32_t largest = 0;
     for_each_vector(chunk, [&](int slot, int, Column, int) {
-#pragma unroll
-      for (int i = 0; i < G::kPerVector; ++i) {
-        const uint32_t magnitude = bits(slot, i) & 0x7fffffffu;
-        if (magnitude < 0x7f800000u) largest = max(largest, magnitude);
-      }
+      largest = max(largest, tile::amax_bits<typename G::Element>(vector[slot]));
     });
     return largest;
   }
 
-  // Four elements to four bytes. The conversion drops the sign of a NaN; it is put back.
-  __device__ __forceinline__ uint32_t quantize4(int slot, int first, float scale) const {
-    float quotient[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) quotient[i] = __fdiv_rn(__uint_as_float(bits(slot, first + i)), scale);
-    const uint32_t bytes = arch::to_e4m3x2(quotient[0], quotient[1]) |
-                           static_cast<uint32_t>(arch::to_e4m3x2(quotient[2], quotient[3])) << 16;
-    const uint32_t is_nan = ((bytes & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u;
-    const uint32_t top_bytes = __byte_perm(__byte_perm(bits(slot, first), bits(slot, first + 1), 0x0073),
-                                           __byte_perm(bits(slot, first + 2), bits(slot, first + 3), 0x0073), 0x5410);
-    return bytes | (is_nan & top_bytes);
-  }
-
   __device__ __forceinline__ void quantize(int64_t chunk, float scale) {
     for_each_vector(chunk, [&](int slot, int row, Column column, int count) {
-      uint32_t bytes[G::kPerVector / 4];
-#pragma unroll
-      for (int i = 0; i < G::kPerVector / 4; ++i) bytes[i] = quantize4(slot, 4 * i, scale);
-      uint8_t* to = q + row * q_stride + column;
-      if constexpr (!G::kWhole) {
-#pragma unroll
-        for (int i = 0; i < G::kPerVector; ++i)
-          if (i < count) to[i] = static_cast<uint8_t>(bytes[i / 4] >> (i % 4 * 8));
-      } else if constexpr (G::kPerVector == 8) {
-        *reinterpret_cast<uint2*>(to) = make_uint2(bytes[0], bytes[1]);
-      } else {
-        *reinterpret_cast<uint32_t*>(to) = bytes[0];
-      }
+      tile::store_quantized<typename G::Element, G::kWhole>(q + row * q_stride + column, vector[slot], scale, count);
     });
   }
 };
-
-__device__ __forceinline__ float scale_of(uint32_t amax_bits) {
-  const float scale = __fdiv_rn(__uint_as_float(amax_bits), 448.0f);
-  return scale < 0x1p-126f ? 1.0f : scale;
-}
 
 // Recipes whose regions lie within a block: row, block_1x128, block_128x128.
 template <typename G>
@@ -185,7 +147,7 @@ __device__ __forceinline__ void quantize_regions(const QuantizeArguments& a) {
       largest = max(largest, region.amax(chunk));
     }
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    scale = scale_of(tile::group_max(largest, thread, region.threads(), scratch));
+    scale = tile::scale_of(tile::group_max(largest, thread, region.threads(), scratch));
     if (region.rows && threadIdx.x == 0) a.scale[scale_at] = scale;
   }
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -229,7 +191,7 @@ __device__ __forceinline__ void tensor_quantize(const QuantizeArguments& a) {
     const uint32_t* partials = a.partial_amax + int64_t{blockIdx.y} * gridDim.x;
     for (uint32_t i = threadIdx.x; i < gridDim.x; i += G::kThreads)
       largest = max(largest, arch::load_relaxed(partials + i));
-    scale = scale_of(tile::group_max(largest, threadIdx.x, G::kThreads, scratch));
+    scale = tile::scale_of(tile::group_max(largest, threadIdx.x, G::kThreads, scratch));
     if (blockIdx.x == 0 && threadIdx.x == 0) a.scale[blockIdx.y * a.scale_matrix_stride] = scale;
   }
   for_each_piece<G>(a, [&](Region<G>& region) { region.quantize(0, scale); });

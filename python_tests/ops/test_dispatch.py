@@ -6,8 +6,10 @@ import torch
 import hunyuan_kernels as hk
 from hunyuan_kernels._ops import ops
 from hunyuan_kernels.reference import dispatch as reference
+from hunyuan_kernels.reference.quantize import quantize_fp8
 from hunyuan_kernels.testing.compare import compare_exact
 from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
+from python_tests.backends import CPU, SIMULATED, needs_device_code
 
 ISAS = supported_instruction_sets()
 
@@ -56,6 +58,36 @@ def test_quantized_rows_and_strides():
         assert torch.equal(hk.combine(x, routing, x), want)
     q = base[:40].to(torch.float8_e4m3fn)
     assert compare_exact("e4m3", hk.dispatch(q, routing), reference.dispatch(q, routing))
+
+
+def assert_same_bits(got, want):
+    for name, g, w in zip(("q", "scale"), got, want, strict=True):
+        comparison = compare_exact(name, g, w)
+        assert comparison, comparison.message
+
+
+@pytest.mark.parametrize("backend", CPU + SIMULATED)
+def test_every_bfloat16_value_quantized_on_the_way(backend):
+    values = torch.arange(2**16).sub(2**15).to(torch.int16).view(torch.bfloat16).view(256, 256)
+    routing = hk.routing_from_ids(torch.arange(256)[:, None] % 7, torch.ones(256, 1), 7)
+    for columns in (256, 201):
+        x = values[:, :columns]
+        with backend():
+            got = hk.dispatch_fp8(x, routing)
+        assert_same_bits(got, reference.dispatch_fp8(x, routing))
+
+
+@needs_device_code
+@pytest.mark.parametrize("used", [-3, 0, 5, 9, 2**31 - 1])
+def test_rows_of_no_token_are_zeros_on_a_gpu(used):
+    """Wrong values on a device never raise and never reach out of bounds."""
+    token_ids = torch.tensor([-(2**31), -1, 40, 2**31 - 1, 39, 0, 12, 5, 7], dtype=torch.int32)
+    x, offsets = torch.randn(40, 130), torch.tensor([0, used], dtype=torch.int32)
+    with hk.simulated_gpu():
+        got = ops.dispatch_fp8(x, token_ids, offsets)
+    there = (torch.arange(9) < used) & (token_ids >= 0) & (token_ids < 40)
+    gathered = torch.where(there[:, None], x[token_ids.clamp(0, 39)], 0.0)
+    assert_same_bits(got, quantize_fp8(gathered, "block_1x128"))
 
 
 def test_a_token_without_rows_gets_shared_and_residual():

@@ -116,7 +116,7 @@ def test_nesting_is_refused_and_leaves_the_outer_one_whole():
         ):
             pass
         with pytest.raises(MissingKernelError):
-            hk.dispatch_fp8(torch.randn(4, 4), hk.route(torch.randn(4, 4), 1))
+            hk.grouped_gemm(torch.randn(4, 4), torch.randn(1, 4, 4), torch.tensor([0, 4], dtype=torch.int32))
     with hk.simulated_gpu():
         pass
 
@@ -189,7 +189,7 @@ def test_every_op_is_simulated_or_says_that_it_cannot_be():
                 break
         else:
             pytest.fail(f"{spec.name} ran, but not on the simulated GPU")
-    assert simulated >= {"quantize_fp8", "route", "routing_from_ids", "dispatch", "combine"}
+    assert simulated >= {"quantize_fp8", "route", "routing_from_ids", "dispatch", "dispatch_fp8", "combine"}
 
 
 def test_each_byte_is_counted_as_often_as_it_is_moved():
@@ -226,6 +226,21 @@ def test_quantize_moves_what_its_shapes_demand(recipe, read):
     traffic = moved_bytes(gpu.reports).over(demanded_bytes(work, outputs))
     assert traffic.read == pytest.approx(read, rel=1e-2)
     assert traffic.written == pytest.approx(1.0, rel=1e-3)
+
+
+@needs_device_code
+def test_dispatch_fp8_moves_what_its_shapes_demand():
+    """Each byte once, and scales, which lie M-major, in whole sectors."""
+    spec = next(spec for spec in all_specs() if spec.name == "dispatch_fp8")
+    routing = hk.route(torch.randn(512, 16), 1)
+    arguments = {"x": torch.randn(512, 1024).bfloat16(), "routing": routing}
+    with hk.simulated_gpu(split_warps=False) as gpu:  # as a GPU runs: lanes together
+        outputs = hk.dispatch_fp8(**arguments)
+    traffic = moved_bytes(gpu.reports).over(demanded_bytes(spec.work(arguments), outputs))
+    assert traffic.read == pytest.approx(1.0, rel=1e-2)
+    assert traffic.written == pytest.approx(1.0, rel=1e-3)
+    counters = gpu.reports[0].counters
+    assert counters["global_store_sectors"] * 32 == pytest.approx(counters["global_store_bytes"], rel=1e-3)
 
 
 @needs_device_code
