@@ -9,7 +9,7 @@ simulator's. It proves logic and counts work; it does not time.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,8 @@ class LaunchReport:
     counters: dict[str, Any]  #: requests, sectors and bytes of global memory, TMA, tensor cores, barriers, ...
     instructions: dict[str, int]  #: instructions that warps issued, by class
     lane_instructions: int
+    warp_instructions: int
+    by_line: dict[int, int]  #: executions by warps of each line of the PTX
     output: str  #: of printf in the kernel
     text: str  #: the whole report for people
 
@@ -65,6 +67,8 @@ class SimulatedGpu:
                 counters=launch.report.counters,
                 instructions=launch.report.by_class,
                 lane_instructions=launch.report.lane_instructions,
+                warp_instructions=launch.report.warp_instructions,
+                by_line=launch.report.by_line,
                 output=launch.report.output,
                 text=str(launch.report),
             )
@@ -75,6 +79,11 @@ class SimulatedGpu:
     def findings(self) -> list[str]:
         """Texts of what was found wrong with launches; each was raised as an error too."""
         return self._gpu.findings
+
+    def load_instead(self, stem: str, module: Any) -> None:
+        """Kernels of a stem come from this ``_C.simulator.Module``, not from the PTX of the build; to be called before
+        the first op of the stem."""
+        self._gpu.substitute(ops.device_ptx(stem), module)
 
 
 class _CudaPath(TorchDispatchMode):
@@ -140,6 +149,21 @@ def simulated_gpu(
         RuntimeError: the thread is inside another ``simulated_gpu``, or the build has no device code (no nvcc).
         TypeError, ValueError: a setting of a wrong type or out of range.
     """
+    options = {
+        "seed": _checked("seed", seed, 0, 2**64 - 1),
+        "num_sms": _checked("sms", sms, 1, MAX_SMS),
+        "async_latency": _checked("latency", latency, 1, MAX_LATENCY),
+        "check_races": check_races,
+        "split_warps": split_warps,
+        "schedule": schedule,
+    }
+    with simulated_gpu_of(options) as gpu:
+        yield gpu
+
+
+@contextmanager
+def simulated_gpu_of(options: Mapping[str, Any]) -> Iterator[SimulatedGpu]:
+    """:func:`simulated_gpu` with the options of ``_C.simulator.Gpu`` under their own names, all that there are."""
     try:
         from hunyuan_kernels._C import driver, simulator
     except ImportError as error:
@@ -148,17 +172,10 @@ def simulated_gpu(
             "again (./dev setup)"
         ) from error
 
-    options = simulator.Gpu(
-        seed=_checked("seed", seed, 0, 2**64 - 1),
-        num_sms=_checked("sms", sms, 1, MAX_SMS),
-        async_latency=_checked("latency", latency, 1, MAX_LATENCY),
-        check_races=check_races,
-        split_warps=split_warps,
-        schedule=schedule,
-    )
     if getattr(_thread, "active", False):
         raise RuntimeError("simulated_gpu: this thread is inside another simulated_gpu; leave that one first")
-    gpu = driver.SimulatedGpu(options)
+    # An op does not know what ran before it in the stream: its kernels wait before they touch memory.
+    gpu = driver.SimulatedGpu(simulator.Gpu(**{"assume_predecessor": True, **options}))
     simulated = SimulatedGpu(gpu)
     gpu.make_current()
     ops.simulate(driver.table_address())

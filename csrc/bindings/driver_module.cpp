@@ -27,6 +27,8 @@ void register_driver(py::module_& parent) {
           "make_current", [](SimulatedGpu& self) { SimulatedGpu::make_current(&self); },
           "the calling thread's driver functions act on this GPU")
       .def_static("make_none_current", [] { SimulatedGpu::make_current(nullptr); })
+      .def("substitute", &SimulatedGpu::substitute, py::arg("ptx"), py::arg("module"), py::keep_alive<1, 3>(),
+           "where this PTX text is loaded from now on, the module is")
       .def_property_readonly("completed", &SimulatedGpu::completed, "launches that ran, in order")
       .def_property_readonly("findings", &SimulatedGpu::findings, "what was found wrong with others, as text");
   m.def(

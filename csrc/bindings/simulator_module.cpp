@@ -350,6 +350,7 @@ void register_gpu(py::module_& m) {
   OPTION(async_latency);
   OPTION(max_shared_bytes);
   OPTION(eager_async);
+  OPTION(assume_predecessor);
 #undef OPTION
   gpu.def_property(
       "schedule", [](const Gpu& g) { return kSchedules[static_cast<size_t>(g.device.options.schedule)]; },

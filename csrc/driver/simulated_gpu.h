@@ -1,6 +1,7 @@
 // The driver table from the simulator.
 #pragma once
 #include <list>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,6 +24,8 @@ class SimulatedGpu {
 
   // Null: the thread has none.
   static void make_current(SimulatedGpu* gpu);
+  // Where this PTX text is loaded from now on, `module` is, which lives as long as the GPU: a kernel that was changed.
+  void substitute(const std::string& ptx, const simulator::Module& module) { substitutes_[ptx] = &module; }
 
   struct CompletedLaunch {
     Extent grid, block, cluster;
@@ -54,6 +57,7 @@ class SimulatedGpu {
 
   simulator::Device device_;
   std::list<std::shared_ptr<const simulator::Module>> modules_;
+  std::map<std::string, const simulator::Module*, std::less<>> substitutes_;
   std::list<Kernel> kernels_;
   std::vector<CompletedLaunch> queued_, completed_;
   std::vector<const void*> declared_;

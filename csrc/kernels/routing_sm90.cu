@@ -112,7 +112,7 @@ __device__ __forceinline__ void take_given(const RoutingArguments& a, int32_t va
   }
 }
 
-// counts[k][E] of this chunk, after its ids were written.
+// counts[k][E] of this chunk, from the ids that the block has written. The counts are complete at the next barrier.
 __device__ __forceinline__ void count_chunk(const RoutingArguments& a, uint32_t* counts) {
   for (int i = threadIdx.x; i < a.top_k * a.experts; i += kRoutingChunk) counts[i] = 0;
   __syncthreads();
@@ -120,7 +120,6 @@ __device__ __forceinline__ void count_chunk(const RoutingArguments& a, uint32_t*
   for (int j = 0; token < a.tokens && j < a.top_k; ++j)
     if (const int32_t expert = a.expert_ids[token * a.top_k + j]; expert >= 0)
       atomicAdd(counts + j * a.experts + expert, 1u);
-  __syncthreads();
 }
 
 // ---- second phase --------------------------------------------------------------------------------------------------
@@ -202,7 +201,6 @@ __device__ __forceinline__ void assign(const RoutingArguments& a, const Shared& 
     count_owners(permutation, mine, min(mine + share, recycled), s.free_before, experts, s.share);
     const uint32_t whole_shares = first_number / share;
     count_owners(permutation, whole_shares * share, first_number, s.free_before, experts, s.recycled_before);
-    __syncthreads();
     arch::cluster_arrive();
     arch::cluster_wait();
     for (int e = thread; e < experts; e += kRoutingChunk) {
@@ -307,9 +305,9 @@ __device__ __forceinline__ void choose_and_count(const RoutingArguments& a, Firs
   arch::wait_for_previous_launch();
   arch::allow_next_launch();
   first_phase(a, counted_tokens(a.num_tokens, a.tokens));
-  __syncthreads();
   const Shared s(shared_words, a.top_k, a.experts);
   count_chunk(a, s.counts);
+  __syncthreads();
   const int pairs = a.top_k * a.experts;
   for (int i = threadIdx.x; i < pairs; i += kRoutingChunk) a.counts[int64_t{blockIdx.x} * pairs + i] = s.counts[i];
 }
@@ -320,13 +318,11 @@ __device__ __forceinline__ void route_in_one_cluster(const RoutingArguments& a, 
   arch::allow_next_launch();
   const int32_t valid = counted_tokens(a.num_tokens, a.tokens);
   first_phase(a, valid);
-  __syncthreads();
   const Shared s(shared_words, a.top_k, a.experts);
   count_chunk(a, s.counts);
   arch::cluster_arrive();
   arch::cluster_wait();
   assign(a, s, valid, [&](int chunk, int i) { return arch::load_cluster(arch::map_to_rank(s.counts + i, chunk)); });
-  __syncthreads();
   arch::cluster_arrive();  // the others may still be reading this block's shared memory
   arch::cluster_wait();
 }
@@ -367,8 +363,7 @@ extern "C" __global__ void __launch_bounds__(kRoutingChunk, 1)
   const int64_t pairs = int64_t{a.top_k} * a.experts;
   assign(a, s, counted_tokens(a.num_tokens, a.tokens),
          [&](int chunk, int i) { return arch::load_relaxed(a.counts + chunk * pairs + i); });
-  __syncthreads();
-  arch::cluster_arrive();
+  arch::cluster_arrive();  // as above
   arch::cluster_wait();
 }
 

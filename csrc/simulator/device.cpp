@@ -141,6 +141,8 @@ std::vector<Report> run(std::span<const LaunchRequest> requests, bool stream) {
     launches.push_back(prepared[i].launch.get());
   }
   if (stream && launches.size() > 1) overlap(launches);
+  if (stream && requests[0].options.assume_predecessor && requests[0].config.programmatic_stream_serialization)
+    launches[0]->predecessor_pending = launches[0]->watch_global = true;
   try {
     Launch::run_all(launches);
   } catch (const SimError& e) {  // what the device printed often explains the failure

@@ -274,6 +274,11 @@ class DefaultFloatingPoint {
 constexpr uint64_t kLatestCompletion = 20'000;  // rounds
 
 bool complete_oldest(const std::vector<Launch*>& launches, const std::vector<Launch::Step>& last) {
+  if (launches[0]->predecessor_pending) {
+    launches[0]->predecessor_pending = false;
+    launches[0]->progress();
+    return true;
+  }
   for (size_t i = 0; i < launches.size(); ++i) {
     if (last[i] != Launch::Step::Finished || launches[i]->complete) continue;
     launches[i]->complete = true;

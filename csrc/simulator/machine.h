@@ -313,6 +313,7 @@ class Launch {
 
   // Programmatic dependent launch.
   std::unique_ptr<Overlap> overlap;  // null: the launch runs alone
+  bool predecessor_pending = false;  // Options::assume_predecessor: that launch is not complete
   Launch* prerequisite = nullptr;    // what griddepcontrol.wait waits for
   bool complete = false;             // to the launches that wait for it
   uint64_t released_blocks = 0;      // executed griddepcontrol.launch_dependents, or exited

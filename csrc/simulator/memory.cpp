@@ -85,6 +85,13 @@ const Allocation* find_global(Warp& warp, const Instr& instr, int lane, uint64_t
 }
 
 void note_global(Warp& warp, const Instr& instr, int lane, uint64_t address, uint64_t bytes, bool write) {
+  if (warp.launch->predecessor_pending)
+    warp.fail(
+        instr, lane,
+        format("%s of global address 0x%llx (%s) before griddepcontrol.wait: the launch may overlap the one before "
+               "it in the stream, whatever that is",
+               write ? "write" : "read", (unsigned long long)address,
+               warp.launch->allocations.describe(address).c_str()));
   if (warp.launch->options.check_races) race_global(warp, instr, lane, address, bytes, write);
   if (warp.launch->overlap) overlap_access(warp, instr, lane, address, bytes, write);
 }

@@ -120,6 +120,7 @@ ExecStatus exec_trap(Warp& warp, const Instr& instr, uint32_t mask) {
 ExecStatus exec_nothing(Warp&, const Instr&, uint32_t) { return ExecStatus::Next; }
 ExecStatus exec_wait_for_prerequisite(Warp& warp, const Instr&, uint32_t) {
   const Launch* before = warp.launch->prerequisite;
+  if (warp.launch->predecessor_pending) return ExecStatus::Blocked;
   return before && !before->complete ? ExecStatus::Blocked : ExecStatus::Next;
 }
 ExecStatus exec_launch_dependents(Warp& warp, const Instr&, uint32_t) {

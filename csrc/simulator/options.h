@@ -29,6 +29,8 @@ struct Options {
   uint32_t async_latency = 64;  // upper bound of the random latency of asynchronous work, in scheduling steps
   uint32_t max_shared_bytes = 227 * 1024;
   bool eager_async = false;  // complete asynchronous work immediately
+  // A launch that may overlap the one before it, with none enqueued, overlaps one that touches all memory.
+  bool assume_predecessor = false;
 };
 
 }  // namespace hunyuan_kernels::simulator

@@ -5,10 +5,11 @@
 namespace hunyuan_kernels::tile {
 
 // The number of threads of the block before this one with the same key, 0 for a negative key. Every thread of a
-// one-dimensional block of whole warps calls it. warp_counts: [warps][keys] words of shared memory, which are free
-// again when it returns.
+// one-dimensional block of whole warps calls it. warp_counts: [warps][keys] words of shared memory, which the threads
+// may still be reading when one of them returns.
 __device__ __forceinline__ uint32_t rank_in_block(int32_t key, uint32_t* warp_counts, int keys) {
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  __syncthreads();  // until nobody reads what is in warp_counts
   for (int i = threadIdx.x; i < warps * keys; i += blockDim.x) warp_counts[i] = 0;
   __syncthreads();
   const uint32_t same = arch::lanes_with_same(static_cast<uint32_t>(key)), before = same & arch::lanes_before();
@@ -23,9 +24,7 @@ __device__ __forceinline__ uint32_t rank_in_block(int32_t key, uint32_t* warp_co
     }
   }
   __syncthreads();
-  const uint32_t rank = key >= 0 ? warp_counts[warp * keys + key] + __popc(before) : 0;
-  __syncthreads();
-  return rank;
+  return key >= 0 ? warp_counts[warp * keys + key] + __popc(before) : 0;
 }
 
 // values[i] becomes the sum of values[0 .. i - 1]; values[count] that of all. For one whole warp.

@@ -5,7 +5,7 @@
 namespace hunyuan_kernels::tile {
 
 // Groups of `threads` threads, counted from the block's first one: 16, or a multiple of 32. Every thread of the block
-// calls it and gets its group's maximum. `scratch` holds one word per warp of the block.
+// calls it once and gets its group's maximum. `scratch` holds one word per warp of the block.
 __device__ __forceinline__ uint32_t group_max(uint32_t value, int thread, int threads, uint32_t* scratch) {
   if (threads == 16) {
 #pragma unroll
@@ -17,9 +17,7 @@ __device__ __forceinline__ uint32_t group_max(uint32_t value, int thread, int th
   const int lane = thread % 32, warps = threads / 32, first_warp = thread / threads * warps;
   if (lane == 0) scratch[thread / 32] = value;
   __syncthreads();
-  value = arch::warp_max(lane < warps ? scratch[first_warp + lane] : 0);
-  __syncthreads();  // scratch may be used again
-  return value;
+  return arch::warp_max(lane < warps ? scratch[first_warp + lane] : 0);
 }
 
 // Groups as above, of a multiple of 32 threads. The order of the additions depends on the number of threads alone.

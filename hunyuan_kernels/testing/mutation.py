@@ -5,6 +5,8 @@ simulator. A finding of the simulator or a wrong result catches it. A mutant tha
 checks or an instruction that is not needed.
 """
 
+import bisect
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ _REMOVED = (
     r"|tensormap\.cp_fenceproxy|griddepcontrol"
 )
 _STATEMENT = re.compile(rf"{_GUARD}(?<![\w.%$])(?P<opcode>(?:{_REMOVED})\b[\w.:]*)\s*(?P<operands>[^;]*);")
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)")
 _ORDERED = re.compile(r"(?<![\w.%$])(?:ld|st|atom|red)\.(?P<order>acquire|release|acq_rel)\b(?!\.async)[^;]*;")
 
 
@@ -40,6 +43,7 @@ Launch = Callable[[simulator.Module, Mapping[str, Any]], Sequence[Launched]]
 class Mutation:
     """One change of a PTX text that leaves its line numbers as they are."""
 
+    kernel: str  #: empty: outside of kernels
     line: int
     instruction: str
     replacement: str  #: empty: removed
@@ -50,6 +54,7 @@ class Mutation:
 class Mutant:
     """What became of a mutation."""
 
+    kernel: str
     line: int
     instruction: str
     replacement: str
@@ -95,43 +100,57 @@ def mutations(ptx: str, executed_lines: Iterable[int] | None = None) -> Iterator
     for match in _ORDERED.finditer(text):
         begin, end = match.span("order")
         changes.append((begin, end, match[0], "relaxed"))
+    entries = list(_ENTRY.finditer(text))
+    starts = [entry.start() for entry in entries]
     for begin, end, instruction, replacement in sorted(changes):
         line = text.count("\n", 0, begin) + 1
         if executed is not None and line not in executed:
             continue
         newlines = "\n" * text.count("\n", begin, end)
+        kernel = bisect.bisect(starts, begin)
         yield Mutation(
-            line, " ".join(instruction.split()), replacement, text[:begin] + replacement + newlines + text[end:]
+            entries[kernel - 1][1] if kernel else "",
+            line,
+            " ".join(instruction.split()),
+            replacement,
+            text[:begin] + replacement + newlines + text[end:],
         )
 
 
-def run_mutants(ptx: str, launch: Launch, settings: Sequence[Mapping[str, Any]]) -> list[Mutant]:
-    """Runs every mutant of a kernel under each setting until one catches it.
+def run_mutants(ptx: str, launches: Sequence[Launch], settings: Sequence[Mapping[str, Any]]) -> list[Mutant]:
+    """Runs every mutant of a module's kernels, by each launch that executes the instruction and under each setting,
+    until one catches it.
 
     Args:
-        ptx: text of the module; only instructions that ``launch`` executes are mutated
-        launch: runs the kernel and compares its results
+        ptx: text of the module; only instructions that a launch executes are mutated
+        launches: each runs kernels of the module and compares their results; the shortest are tried first
         settings: keyword arguments of ``simulator.Gpu``, tried in this order
 
     Raises:
-        simulator.SimError, AssertionError: the kernel as it is fails already.
+        simulator.SimError, AssertionError: a kernel as it is fails already.
     """
-    executed: set[int] = set()
-    instructions = 0
+    executed: list[set[int]] = []
+    instructions: list[int] = []
     module = simulator.Module(ptx)
-    for setting in settings:
-        reports = launch(module, setting)
-        executed.update(*(report.by_line for report in reports))
-        instructions = max([instructions, *(report.warp_instructions for report in reports)])
+    for launch in launches:
+        reports = [report for setting in settings for report in launch(module, setting)]
+        executed.append(set().union(*(report.by_line for report in reports)))
+        instructions.append(sum(report.warp_instructions for report in reports))
+    shortest_first = sorted(range(len(launches)), key=instructions.__getitem__)
     # A mutant that waits in vain for what never comes, or runs astray, is soon given up.
-    limits = {"livelock_instructions": 4 * instructions + 100_000, "max_instructions": 20 * instructions + 1_000_000}
-    return [_run_mutant(m, launch, [{**setting, **limits} for setting in settings]) for m in mutations(ptx, executed)]
+    most = max(instructions, default=0)
+    limits = {"livelock_instructions": 4 * most + 100_000, "max_instructions": 20 * most + 1_000_000}
+    attempts = [{**setting, **limits} for setting in settings]
+    return [
+        _run_mutant(mutation, [launches[i] for i in shortest_first if mutation.line in executed[i]], attempts)
+        for mutation in mutations(ptx, set().union(*executed))
+    ]
 
 
-def _run_mutant(mutation: Mutation, launch: Launch, settings: Iterable[Mapping[str, Any]]) -> Mutant:
+def _run_mutant(mutation: Mutation, launches: Iterable[Launch], settings: Sequence[Mapping[str, Any]]) -> Mutant:
     finding = wrong_result = None
     module = simulator.Module(mutation.ptx)
-    for setting in settings:
+    for launch, setting in itertools.product(launches, settings):
         try:
             launch(module, setting)
         except simulator.SimError as error:
@@ -140,4 +159,6 @@ def _run_mutant(mutation: Mutation, launch: Launch, settings: Iterable[Mapping[s
         except AssertionError as error:
             wrong_result = (str(error).splitlines() or ["wrong result"])[0]
             break
-    return Mutant(mutation.line, mutation.instruction, mutation.replacement, finding, wrong_result)
+    return Mutant(
+        mutation.kernel, mutation.line, mutation.instruction, mutation.replacement, finding, wrong_result
+    )

@@ -70,14 +70,14 @@ def test_mutations_of_a_text():
 
 @pytest.mark.parametrize("family", SYNCHRONIZED)
 def test_mutants_are_caught(family):
-    mutants = mutation.run_mutants(planted.source(family), launch_of(FAMILIES[family]), SETTINGS)
+    mutants = mutation.run_mutants(planted.source(family), [launch_of(FAMILIES[family])], SETTINGS)
     assert mutants
     assert [m.instruction for m in mutants if not m.caught] == HARMLESS.get(family, [])
 
 
 def test_a_kernel_that_fails_already_is_refused():
     with pytest.raises(simulator.SimError, match="in flight"):
-        mutation.run_mutants(planted.source("copies", "read_before_copy"), launch_of(FAMILIES["copies"]), SETTINGS)
+        mutation.run_mutants(planted.source("copies", "read_before_copy"), [launch_of(FAMILIES["copies"])], SETTINGS)
 
 
 def test_ring():
@@ -93,7 +93,7 @@ def test_ring():
         assert out.item() == values.sum().item()
         return [report]
 
-    mutants = mutation.run_mutants(compile_ptx("tensor.cu"), launch, SETTINGS)
+    mutants = mutation.run_mutants(compile_ptx("tensor.cu"), [launch], SETTINGS)
     survivors = [f"line {m.line}: {m.instruction}" for m in mutants if not m.caught]
     assert len(mutants) > 8
     assert survivors == []
