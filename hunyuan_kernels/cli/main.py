@@ -6,8 +6,10 @@ import platform
 
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
+import hunyuan_kernels
 from hunyuan_kernels._ops import LIBRARY, ops
 from hunyuan_kernels._version import __version__
 from hunyuan_kernels.cli.bench import bench
@@ -60,8 +62,9 @@ def list_ops() -> None:
     """The ops that `check` and `bench` know, with their first line of documentation."""
     table = Table("op", "stem", "what it does")
     for spec in all_specs():
-        documentation = inspect.getdoc(spec.function) or ""
-        table.add_row(spec.name, spec.stem, documentation.splitlines()[0] if documentation else "")
+        # A spec may call its op through a function of its own; the op's page is the public one.
+        documentation = inspect.getdoc(getattr(hunyuan_kernels, spec.name, spec.function)) or ""
+        table.add_row(spec.name, spec.stem, escape(documentation.partition("\n")[0]))
     console.print(table)
 
 

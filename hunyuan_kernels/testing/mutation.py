@@ -159,6 +159,4 @@ def _run_mutant(mutation: Mutation, launches: Iterable[Launch], settings: Sequen
         except AssertionError as error:
             wrong_result = (str(error).splitlines() or ["wrong result"])[0]
             break
-    return Mutant(
-        mutation.kernel, mutation.line, mutation.instruction, mutation.replacement, finding, wrong_result
-    )
+    return Mutant(mutation.kernel, mutation.line, mutation.instruction, mutation.replacement, finding, wrong_result)

@@ -39,6 +39,8 @@ def test_list_names_every_op():
     assert result.exit_code == 0
     for spec in all_specs():
         assert spec.name in result.output
+    assert "out[r] = x[routing.token_ids[r]]" in result.output, "brackets taken for markup"
+    assert "Adds the weight gradient of :func:`grouped_gemm` in place" in result.output
 
 
 def one_wrong_bit(**arguments):
