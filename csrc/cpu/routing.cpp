@@ -138,12 +138,22 @@ class RowAssignment {
     const RoutingKernels& kernels = microkernels().routing;
     const SlotPermutation permutation = make_slot_permutation(static_cast<uint32_t>(free_before.back()), seed);
     const int64_t count = static_cast<int64_t>(recycled_experts_.size());
+    // The owner of the first slot of each run of 2^shift slots: few steps are left to that of any slot.
+    int shift = 0;
+    while ((free_before.back() >> shift) > 4 * s.experts) ++shift;
+    std::vector<int32_t> first_owner((free_before.back() >> shift) + 1);
+    for (int64_t run = 0, e = 0; run < static_cast<int64_t>(first_owner.size()); ++run) {
+      while (e + 1 < s.experts && free_before[e + 1] <= run << shift) ++e;
+      first_owner[run] = static_cast<int32_t>(e);
+    }
     parallel_ranges(pool_, count, kSlotsPerTask, [&](int64_t begin, int64_t end, int) {
       std::vector<uint32_t> slots(end - begin);
       kernels.permute(permutation, begin, end - begin, slots.data());
       for (int64_t i = begin; i < end; ++i) {
-        const auto after = std::upper_bound(free_before.begin(), free_before.end(), int64_t{slots[i - begin]});
-        recycled_experts_[i] = static_cast<int32_t>(after - free_before.begin() - 1);
+        const int64_t slot = slots[i - begin];
+        int32_t owner = first_owner[slot >> shift];
+        while (free_before[owner + 1] <= slot) ++owner;
+        recycled_experts_[i] = owner;
       }
     });
   }
@@ -200,7 +210,8 @@ std::vector<float> demand_fractions(const int32_t* demand, int64_t experts, int6
   return fractions;
 }
 
-int64_t scratch_floats(int64_t experts) { return round_up(maximum(1, experts), kRoutingLanes); }
+int64_t row_floats(int64_t experts) { return round_up(maximum(1, experts), kRoutingLanes); }
+int64_t columns_floats(int64_t experts) { return row_floats(experts) * kRoutingLanes; }
 
 }  // namespace
 
@@ -208,7 +219,7 @@ void choose_experts(const LogitRows& logits, int64_t top_k, bool renormalize, in
                     float* maxima, float* sums, const ThreadPool& pool) {
   const RoutingKernels& kernels = microkernels().routing;
   parallel_ranges(pool, logits.tokens, kTokensPerTask, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> scratch(logits.experts * kRoutingLanes);
+    std::vector<float> scratch(columns_floats(logits.experts));
     kernels.choose(some_rows(logits, begin, end - begin), top_k, renormalize, scratch.data(),
                    expert_ids + begin * top_k, weights + begin * top_k, maxima ? maxima + begin : nullptr,
                    sums ? sums + begin : nullptr);
@@ -227,7 +238,7 @@ void route_backward(const RouteBackwardArguments& a, const ThreadPool& pool) {
   const RoutingKernels& kernels = microkernels().routing;
   const int64_t row_bytes = a.logits.experts * element_size(a.logits.dtype);
   parallel_ranges(pool, a.logits.tokens, kTokensPerTask, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> scratch(scratch_floats(a.logits.experts));
+    std::vector<float> scratch(row_floats(a.logits.experts));
     for (int64_t token = begin; token < end; ++token) {
       void* grad_logits = static_cast<char*>(a.grad_logits) + token * row_bytes;
       const int64_t at = token * a.top_k;
@@ -247,10 +258,11 @@ float load_balancing_loss(const LogitRows& logits, int64_t valid_tokens, const i
   const std::vector<float> fractions = demand_fractions(demand, logits.experts, valid_tokens);
   std::vector<double> sums(ceil_div(valid_tokens, kBalanceTokens));
   parallel_ranges(pool, valid_tokens, kBalanceTokens, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> scratch(scratch_floats(logits.experts));
+    std::vector<float> scratch(columns_floats(logits.experts));
+    float of_tokens[kBalanceTokens];
+    kernels.balance(some_rows(logits, begin, end - begin), fractions.data(), scratch.data(), of_tokens);
     double sum = 0.0;
-    for (int64_t token = begin; token < end; ++token)
-      sum += kernels.balance(logits, token, fractions.data(), scratch.data());
+    for (int64_t i = 0; i < end - begin; ++i) sum += of_tokens[i];
     sums[begin / kBalanceTokens] = sum;
   });
   double total = 0.0;
@@ -265,14 +277,11 @@ void load_balancing_loss_backward(const LogitRows& logits, int64_t valid_tokens,
   const float factor = grad_loss * static_cast<float>(logits.experts) / static_cast<float>(maximum(1, valid_tokens));
   const int64_t row_bytes = logits.experts * element_size(logits.dtype);
   parallel_ranges(pool, logits.tokens, kBalanceTokens, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> scratch(scratch_floats(logits.experts));
-    for (int64_t token = begin; token < end; ++token) {
-      void* row = static_cast<char*>(grad_logits) + token * row_bytes;
-      if (token < valid_tokens)
-        kernels.balance_backward(logits, token, fractions.data(), factor, scratch.data(), row);
-      else
-        std::memset(row, 0, row_bytes);
-    }
+    std::vector<float> scratch(columns_floats(logits.experts));
+    char* rows = static_cast<char*>(grad_logits) + begin * row_bytes;
+    const int64_t valid = minimum(maximum(0, valid_tokens - begin), end - begin);
+    kernels.balance_backward(some_rows(logits, begin, valid), fractions.data(), factor, scratch.data(), rows);
+    std::memset(rows + valid * row_bytes, 0, (end - begin - valid) * row_bytes);
   });
 }
 

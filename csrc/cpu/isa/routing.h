@@ -19,7 +19,8 @@ constexpr int64_t kRoutingLanes = 16;  // at least the lanes of every instructio
 struct RoutingKernels {
   // The top_k largest logits of each token, larger first, ties to the lower expert, NaN as minus infinity; and the
   // softmax weights of those. ids and weights: [tokens, top_k]. maxima and sums, unless null: per token, what p_e =
-  // exp(logit_e - maximum) / sum needs. scratch: experts * kRoutingLanes floats.
+  // exp(logit_e - maximum) / sum needs. scratch: kRoutingLanes floats for each expert, experts rounded up to
+  // kRoutingLanes.
   void (*choose)(const LogitRows& logits, int64_t top_k, bool renormalize, float* scratch, int32_t* ids, float* weights,
                  float* maxima, float* sums);
   // x[i] = exp(x[i])
@@ -29,10 +30,10 @@ struct RoutingKernels {
   // The gradient of one token's logits from that of its weights. scratch: experts floats, rounded up to kRoutingLanes.
   void (*weights_backward)(const LogitRows& logits, int64_t token, int64_t top_k, bool renormalize, const int32_t* ids,
                            const float* weights, const float* grad_weights, float* scratch, void* grad_logits);
-  // sum_e softmax(logits of one token)_e * fractions_e
-  float (*balance)(const LogitRows& logits, int64_t token, const float* fractions, float* scratch);
-  // factor * its gradient: factor * p_e * (fractions_e - balance)
-  void (*balance_backward)(const LogitRows& logits, int64_t token, const float* fractions, float factor, float* scratch,
+  // out[t] = sum_e softmax(logits_t)_e * fractions_e. scratch as in choose.
+  void (*balance)(const LogitRows& logits, const float* fractions, float* scratch, float* out);
+  // grad_logits[t, e] = factor * p_e * (fractions_e - out[t]), contiguous: factor times its gradient.
+  void (*balance_backward)(const LogitRows& logits, const float* fractions, float factor, float* scratch,
                            void* grad_logits);
 };
 

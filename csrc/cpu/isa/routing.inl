@@ -1,16 +1,51 @@
 // Softmax, top-k and the permutation of the router.
 //
-// choose() works on kFloats tokens at a time, one in each lane: their logits are copied expert by expert into a
-// [experts][kFloats] buffer, after which all steps are vertical. The j-th choice is the largest logit behind the one
-// before it in the order (larger value, then lower expert), so nothing has to be marked as taken.
+// Kernels work on kFloats tokens at a time, one in each lane: their logits are transposed into an [experts][kFloats]
+// buffer, after which all steps are vertical. The j-th choice is the largest logit behind the one before it in the
+// order (larger value, then lower expert), so nothing has to be marked as taken.
+
+// columns[e][lane] = logit e of token first + lane, with room for round_up(experts, kFloats) experts; spare lanes
+// repeat the first token.
+template <typename Element>
+HK_INLINE void load_columns_of(const LogitRows& logits, int64_t first, int lanes, float* columns) {
+  const Element* data = static_cast<const Element*>(logits.data);
+  for (int64_t e = 0; e < logits.experts; e += kFloats) {
+    const int experts = static_cast<int>(minimum(kFloats, logits.experts - e));
+    Floats tile[kFloats];
+    HK_UNROLL
+    for (int lane = 0; lane < kFloats; ++lane)
+      tile[lane] = load_lanes(data + (first + (lane < lanes ? lane : 0)) * logits.stride + e, experts);
+    transpose(tile);
+    HK_UNROLL
+    for (int i = 0; i < kFloats; ++i) store(columns + (e + i) * kFloats, tile[i]);
+  }
+}
+
+HK_INLINE void load_columns(const LogitRows& logits, int64_t first, int lanes, float* columns) {
+  if (logits.dtype == DType::bfloat16)
+    load_columns_of<bfloat16>(logits, first, lanes, columns);
+  else
+    load_columns_of<float>(logits, first, lanes, columns);
+}
 
 template <typename Element>
-HK_INLINE float logit_at(const LogitRows& logits, int64_t token, int64_t expert) {
-  Element value = static_cast<const Element*>(logits.data)[token * logits.stride + expert];
-  if constexpr (sizeof(Element) == sizeof(bfloat16))
-    return to_float(value);
-  else
-    return value;
+HK_INLINE void store_columns_of(float* columns, int64_t experts, int64_t first, int lanes, Element* rows) {
+  for (int64_t e = 0; e < experts; e += kFloats) {
+    const int n = static_cast<int>(minimum(kFloats, experts - e));
+    Floats tile[kFloats];
+    HK_UNROLL
+    for (int i = 0; i < kFloats; ++i) tile[i] = load(columns + (e + i) * kFloats);
+    transpose(tile);
+    for (int lane = 0; lane < lanes; ++lane) store_lanes(rows + (first + lane) * experts + e, tile[lane], n);
+  }
+}
+
+// The largest logit of each lane. As torch's softmax: a NaN, +inf or nothing but -inf in a row makes its sum of
+// exponentials NaN, and so its weights.
+HK_INLINE Floats largest_of(const float* columns, int64_t experts) {
+  Floats largest = splat(-__builtin_inff());
+  for (int64_t e = 0; e < experts; ++e) largest = max_of(load(columns + e * kFloats), largest);
+  return largest;
 }
 
 // The largest logit of each lane behind (previous, previous_id) in the order of the choices.
@@ -31,31 +66,30 @@ HK_INLINE Ints next_choice(const float* columns, int64_t experts, Floats& previo
   return best_id;
 }
 
-template <typename Element>
-void choose_of(const LogitRows& logits, int64_t top_k, bool renormalize, float* columns, int32_t* ids, float* weights,
-               float* maxima, float* sums) {
+void choose(const LogitRows& logits, int64_t top_k, bool renormalize, float* columns, int32_t* ids, float* weights,
+            float* maxima, float* sums) {
   const int64_t experts = logits.experts;
   for (int64_t first = 0; first < logits.tokens; first += kFloats) {
     const int lanes = static_cast<int>(minimum(kFloats, logits.tokens - first));
-    for (int lane = 0; lane < kFloats; ++lane) {
-      const int64_t token = first + (lane < lanes ? lane : 0);  // spare lanes repeat the first token
-      for (int64_t e = 0; e < experts; ++e) columns[e * kFloats + lane] = logit_at<Element>(logits, token, e);
-    }
-    // As torch's softmax: a NaN, +inf or nothing but -inf in a row makes its sum NaN, and so its weights.
-    Floats largest = splat(-__builtin_inff()), sum{};
-    for (int64_t e = 0; e < experts; ++e) largest = max_of(load(columns + e * kFloats), largest);
+    load_columns(logits, first, lanes, columns);
+    const Floats largest = largest_of(columns, experts);
+    Floats sum{};
     for (int64_t e = 0; e < experts; ++e) sum += exp_of(load(columns + e * kFloats) - largest);
 
-    Floats previous = splat(__builtin_inff()), chosen_sum{};
-    Ints id = Ints{} - 1;
+    // The first choice is the lowest expert with the largest logit, or expert 0 when none is above minus infinity.
+    Floats previous = largest, chosen_sum{};
+    Ints id{};
+    const Ints any = largest > -__builtin_inff();
+    for (int64_t e = experts - 1; e >= 0; --e)
+      id =
+          (Ints)select(any & (load(columns + e * kFloats) == largest), splat_bits(static_cast<uint32_t>(e)), (Words)id);
     for (int64_t j = 0; j < top_k; ++j) {
-      id = next_choice(columns, experts, previous, id);
+      if (j > 0) id = next_choice(columns, experts, previous, id);
+      const Floats p = exp_of(previous - largest) / sum;
+      chosen_sum += p;
       int32_t id_lanes[kFloats];
       store_as(id_lanes, id);
       float lane_values[kFloats];
-      for (int lane = 0; lane < kFloats; ++lane) lane_values[lane] = columns[id_lanes[lane] * kFloats + lane];
-      const Floats p = exp_of(load(lane_values) - largest) / sum;
-      chosen_sum += p;
       store(lane_values, p);
       for (int lane = 0; lane < lanes; ++lane) {
         ids[(first + lane) * top_k + j] = id_lanes[lane];
@@ -76,14 +110,6 @@ void choose_of(const LogitRows& logits, int64_t top_k, bool renormalize, float* 
   }
 }
 
-void choose(const LogitRows& logits, int64_t top_k, bool renormalize, float* scratch, int32_t* ids, float* weights,
-            float* maxima, float* sums) {
-  if (logits.dtype == DType::bfloat16)
-    choose_of<bfloat16>(logits, top_k, renormalize, scratch, ids, weights, maxima, sums);
-  else
-    choose_of<float>(logits, top_k, renormalize, scratch, ids, weights, maxima, sums);
-}
-
 void exponentials(float* x, int64_t n) {
   for (int64_t i = 0; i < n; i += kFloats) {
     const int lanes = static_cast<int>(minimum(kFloats, n - i));
@@ -91,36 +117,49 @@ void exponentials(float* x, int64_t n) {
   }
 }
 
+// The walks of a block go on together: after each pass, those that ended outside the permutation's numbers are listed
+// anew, so that no lane waits for the longest walk of its vector.
 void permute(const SlotPermutation& permutation, int64_t begin, int64_t count, uint32_t* out) {
+  constexpr int kBlock = 256;
   Words lane_numbers;
   for (int lane = 0; lane < kFloats; ++lane) lane_numbers[lane] = static_cast<uint32_t>(lane);
-  for (int64_t i = 0; i < count; i += kFloats) {
-    const int lanes = static_cast<int>(minimum(kFloats, count - i));
-    Words x = lane_numbers + static_cast<uint32_t>(begin + i);
-    x = select((Ints)(x < permutation.size), x, Words{});  // spare lanes must end their walk, too
-    x = permute_bits(permutation, x);
-    for (;;) {
-      const Ints outside = (Ints)(x >= permutation.size);
-      int32_t outside_lanes[kFloats], any = 0;
-      store_as(outside_lanes, outside);
-      for (int lane = 0; lane < kFloats; ++lane) any |= outside_lanes[lane];
-      if (!any) break;
-      x = select(outside, permute_bits(permutation, x), x);
+  for (int64_t start = 0; start < count; start += kBlock) {
+    const int size = static_cast<int>(minimum(kBlock, count - start));
+    uint32_t x[kBlock], numbers[kBlock] = {};
+    int outside[kBlock], walking = 0;
+    for (int i = 0; i < size; i += kFloats)
+      store_as(x + i, permute_bits(permutation, lane_numbers + static_cast<uint32_t>(begin + start + i)));
+    for (int i = 0; i < size; ++i) {
+      outside[walking] = i;
+      walking += x[i] >= permutation.size;
     }
-    uint32_t numbers[kFloats];
-    store_as(numbers, x);
-    __builtin_memcpy(out + i, numbers, lanes * sizeof(uint32_t));
+    while (walking > 0) {
+      for (int i = 0; i < walking; ++i) numbers[i] = x[outside[i]];
+      for (int i = 0; i < walking; i += kFloats)
+        store_as(numbers + i, permute_bits(permutation, load_as<Words>(numbers + i)));
+      const int walked = walking;
+      walking = 0;
+      for (int i = 0; i < walked; ++i) {
+        const int at = outside[i];
+        x[at] = numbers[i];
+        outside[walking] = at;
+        walking += numbers[i] >= permutation.size;
+      }
+    }
+    __builtin_memcpy(out + start, x, size * sizeof(uint32_t));
   }
 }
 
 // p[e] = softmax(logits of one token)[e]
 template <typename Element>
 HK_INLINE void softmax_row(const LogitRows& logits, int64_t token, float* p) {
+  const Element* row = static_cast<const Element*>(logits.data) + token * logits.stride;
   float largest = -__builtin_inff(), sum = 0.0f;
-  for (int64_t e = 0; e < logits.experts; ++e) {
-    p[e] = logit_at<Element>(logits, token, e);
-    largest = p[e] > largest ? p[e] : largest;
+  for (int64_t e = 0; e < logits.experts; e += kFloats) {
+    const int lanes = static_cast<int>(minimum(kFloats, logits.experts - e));
+    store_lanes(p + e, load_lanes(row + e, lanes), lanes);
   }
+  for (int64_t e = 0; e < logits.experts; ++e) largest = p[e] > largest ? p[e] : largest;
   for (int64_t e = 0; e < logits.experts; e += kFloats) {
     const int lanes = static_cast<int>(minimum(kFloats, logits.experts - e));
     store_lanes(p + e, exp_of(load_lanes(p + e, lanes) - largest), lanes);
@@ -165,18 +204,43 @@ void weights_backward(const LogitRows& logits, int64_t token, int64_t top_k, boo
   store_row(p, logits, grad_logits);
 }
 
-float balance(const LogitRows& logits, int64_t token, const float* fractions, float* p) {
-  softmax_row(logits, token, p);
-  float sum = 0.0f;
-  for (int64_t e = 0; e < logits.experts; ++e) sum += p[e] * fractions[e];
-  return sum;
+// Exponentials in the place of the logits; their sum, and that of their products with the fractions.
+HK_INLINE void balance_columns(float* columns, int64_t experts, const float* fractions, Floats& sum, Floats& dot) {
+  const Floats largest = largest_of(columns, experts);
+  sum = dot = Floats{};
+  for (int64_t e = 0; e < experts; ++e) {
+    const Floats p = exp_of(load(columns + e * kFloats) - largest);
+    store(columns + e * kFloats, p);
+    sum += p;
+    dot += p * fractions[e];
+  }
 }
 
-void balance_backward(const LogitRows& logits, int64_t token, const float* fractions, float factor, float* p,
+void balance(const LogitRows& logits, const float* fractions, float* columns, float* out) {
+  for (int64_t first = 0; first < logits.tokens; first += kFloats) {
+    const int lanes = static_cast<int>(minimum(kFloats, logits.tokens - first));
+    load_columns(logits, first, lanes, columns);
+    Floats sum, dot;
+    balance_columns(columns, logits.experts, fractions, sum, dot);
+    store_lanes(out + first, dot / sum, lanes);
+  }
+}
+
+void balance_backward(const LogitRows& logits, const float* fractions, float factor, float* columns,
                       void* grad_logits) {
-  const float mean = balance(logits, token, fractions, p);
-  for (int64_t e = 0; e < logits.experts; ++e) p[e] *= factor * (fractions[e] - mean);
-  store_row(p, logits, grad_logits);
+  for (int64_t first = 0; first < logits.tokens; first += kFloats) {
+    const int lanes = static_cast<int>(minimum(kFloats, logits.tokens - first));
+    load_columns(logits, first, lanes, columns);
+    Floats sum, dot;
+    balance_columns(columns, logits.experts, fractions, sum, dot);
+    const Floats mean = dot / sum, scale = factor / sum;
+    for (int64_t e = 0; e < logits.experts; ++e)
+      store(columns + e * kFloats, load(columns + e * kFloats) * scale * (fractions[e] - mean));
+    if (logits.dtype == DType::bfloat16)
+      store_columns_of(columns, logits.experts, first, lanes, static_cast<bfloat16*>(grad_logits));
+    else
+      store_columns_of(columns, logits.experts, first, lanes, static_cast<float*>(grad_logits));
+  }
 }
 
 constexpr RoutingKernels routing_kernels = {choose, exponentials, permute, weights_backward, balance, balance_backward};

@@ -135,3 +135,29 @@ HK_INLINE float max_lane(Floats v) {
   for (int i = 1; i < kFloats; ++i) result = lanes[i] > result ? lanes[i] : result;
   return result;
 }
+
+// The numbers of the lanes as template arguments: LaneNumbers<0, 1, ..., kFloats - 1>.
+template <int... kLane>
+struct LaneNumbers {};
+template <int kCount, int... kLane>
+struct LaneNumbersFrom : LaneNumbersFrom<kCount - 1, kCount - 1, kLane...> {};
+template <int... kLane>
+struct LaneNumbersFrom<0, kLane...> {
+  using All = LaneNumbers<kLane...>;
+};
+
+// In every run of 2 * kDistance lanes, the upper half of a changes places with the lower half of b.
+template <int kDistance, int... kLane>
+HK_INLINE void exchange(Floats& a, Floats& b, LaneNumbers<kLane...>) {
+  const Floats first = a, second = b;
+  a = __builtin_shufflevector(first, second, (kLane & kDistance ? kFloats + kLane - kDistance : kLane)...);
+  b = __builtin_shufflevector(first, second, (kLane & kDistance ? kFloats + kLane : kLane + kDistance)...);
+}
+// rows[i][j] becomes rows[j][i], by quadrants of ever smaller squares.
+template <int kDistance = kFloats / 2>
+HK_INLINE void transpose(Floats (&rows)[kFloats]) {
+  HK_UNROLL
+  for (int i = 0; i < kFloats; ++i)
+    if (!(i & kDistance)) exchange<kDistance>(rows[i], rows[i + kDistance], LaneNumbersFrom<kFloats>::All{});
+  if constexpr (kDistance > 1) transpose<kDistance / 2>(rows);
+}
