@@ -3,59 +3,38 @@
 They are an oracle from outside: who wrote them has never seen the simulator, and they run on Hopper GPUs every day."""
 
 import ctypes
-import hashlib
-import importlib.util
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from cutlass_headers import ROOT, SOURCES, compile_with_cutlass
 from hunyuan_kernels._C import driver, simulator
-from nvcc import find_nvcc
 
 from hunyuan_kernels.testing.compare import compare_bounded
 from hunyuan_kernels.testing.simulated import SETTINGS
 from python_tests.host.driver_client import Driver
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = Path(__file__).resolve().parent / "cutlass"
 SMS = 4
 #: Tiles of 64 or 128 x 128: cut off on both sides, several for each block, and K that ends within a step.
 M, N, K = 136, 264, 464
 
 
-def cutlass_headers() -> Path | None:
-    """Of pip's package nvidia-cutlass, found without importing it (that would need its dependencies)."""
-    spec = importlib.util.find_spec("cutlass_library")
-    folders = spec.submodule_search_locations if spec else None
-    return Path(folders[0]) / "source/include" if folders else None
-
-
 @pytest.fixture(scope="module")
 def library():
     """The host code as a shared library and the PTX of the same compilation; kept in build/ until a source changes."""
-    nvcc, headers = find_nvcc(), cutlass_headers()
-    if nvcc is None:
-        pytest.skip("no nvcc to compile CUTLASS: neither NVCC, CUDA_HOME nor PATH leads to one")
-    if headers is None:
-        pytest.skip("no CUTLASS headers: pip install --no-deps -r requirements-headers.txt")
-    version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
-    inputs = [SOURCES / "gemm.cu", SOURCES / "runtime.cpp", *sorted((ROOT / "csrc/driver").glob("*.h"))]
-    key = hashlib.sha256(version.encode() + b"".join(path.read_bytes() for path in inputs)).hexdigest()[:16]
-    folder = ROOT / "build/cutlass" / key
-    binary = folder / "libgemm.so"
-    if not binary.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [nvcc, "-std=c++20", "-O1", "-w", "-shared", "-Xcompiler", "-fPIC", "-cudart", "none"]
-        command += ["-gencode", "arch=compute_90a,code=compute_90a", "--expt-relaxed-constexpr"]
-        command += ["--keep", "--keep-dir", str(folder), f"-I{headers}", f"-I{ROOT / 'csrc'}"]
-        command += [*map(str, inputs[:2]), "-o", str(folder / "unfinished.so")]
-        subprocess.run(command, check=True)
-        (folder / "unfinished.so").rename(binary)
+    sources = [SOURCES / "gemm.cu", SOURCES / "runtime.cpp"]
+    binary = compile_with_cutlass(
+        "libgemm.so",
+        [*sources, *sorted((ROOT / "csrc/driver").glob("*.h"))],
+        lambda folder: [
+            *["-std=c++20", "-O1", "-shared", "-Xcompiler", "-fPIC", "-cudart", "none"],
+            *["-gencode", "arch=compute_90a,code=compute_90a", "--expt-relaxed-constexpr"],
+            *["--keep", "--keep-dir", str(folder), f"-I{ROOT / 'csrc'}", *map(str, sources)],
+        ],
+    )
     loaded = ctypes.CDLL(str(binary))
     loaded.run_gemm.argtypes = [ctypes.c_char_p, *[ctypes.c_int] * 3, *[ctypes.c_void_p] * 3, ctypes.c_int]
     loaded.use_driver.argtypes = [ctypes.c_size_t, ctypes.c_char_p]
-    return loaded, (folder / "gemm.ptx").read_bytes()
+    return loaded, binary.with_name("gemm.ptx").read_bytes()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
