@@ -233,6 +233,7 @@ __device__ __forceinline__ void assign(const RoutingArguments& a, const Shared& 
   for (int j = 0; j < a.top_k; ++j) {
     const int64_t assignment = token * a.top_k + j;
     const int32_t expert = exists && token < valid ? a.expert_ids[assignment] : -1;
+    if (j > 0) __syncthreads();  // until the ranks of the choice before are read
     const uint32_t in_block = tile::rank_in_block(expert, s.warp_counts, experts);
     int32_t row = -1;
     if (expert >= 0) {

@@ -5,11 +5,10 @@
 namespace hunyuan_kernels::tile {
 
 // The number of threads of the block before this one with the same key, 0 for a negative key. Every thread of a
-// one-dimensional block of whole warps calls it. warp_counts: [warps][keys] words of shared memory, which the threads
-// may still be reading when one of them returns.
+// one-dimensional block of whole warps calls it. warp_counts: [warps][keys] words of shared memory that no thread uses
+// any more. When one thread returns others may still be reading them: a barrier comes before the next call.
 __device__ __forceinline__ uint32_t rank_in_block(int32_t key, uint32_t* warp_counts, int keys) {
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  __syncthreads();  // until nobody reads what is in warp_counts
   for (int i = threadIdx.x; i < warps * keys; i += blockDim.x) warp_counts[i] = 0;
   __syncthreads();
   const uint32_t same = arch::lanes_with_same(static_cast<uint32_t>(key)), before = same & arch::lanes_before();

@@ -36,3 +36,15 @@ def combine(y: Tensor, routing: "Routing", shared: Tensor | None = None, residua
         if dense is not None:
             out = out + dense.double()
     return out
+
+
+def combine_backward(grad_out: Tensor, y: Tensor, routing: "Routing") -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`combine` to ``y`` and to the weights, in fp64; zeros for what takes no part."""
+    grad_y = torch.zeros(y.shape, dtype=torch.float64)
+    grad_weights = torch.zeros(routing.rows.shape, dtype=torch.float64)
+    for j in range(routing.rows.shape[1]):
+        token = torch.nonzero(routing.rows[:, j] >= 0).flatten()
+        row = routing.rows[token, j].long()
+        grad_y[row] = routing.weights[token, j, None].double() * grad_out[token].double()
+        grad_weights[token, j] = (grad_out[token].double() * y[row].double()).sum(1)
+    return grad_y, grad_weights

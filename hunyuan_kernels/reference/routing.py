@@ -143,6 +143,23 @@ def route(
     return _assign(expert_ids, weights, num_experts, capacity, valid, recycle)
 
 
+def route_backward(
+    grad_weights: Tensor, logits: Tensor, routing: Routing, *, renormalize: bool, num_tokens: Tensor | None = None
+) -> Tensor:
+    """Gradient of the weights of :func:`route` to the logits, in fp64; experts and weights are those of ``routing``.
+
+    Raw weights are ``p`` of the chosen, renormalized ones the softmax over the chosen alone:
+    ``grad_e = sum_j g_j w_j [id_j = e] - s_e sum_j g_j w_j`` with ``s_e = p_e`` or, renormalized, ``w_j`` of the chosen.
+    """
+    counts = torch.arange(logits.shape[0])[:, None] < _tokens_that_count(num_tokens, logits.shape[0])
+    chosen, weights = routing.expert_ids.long().clamp(min=0), routing.weights.double()
+    products = grad_weights.double() * weights
+    p = logits.double().softmax(1)
+    share = torch.zeros_like(p).scatter(1, chosen, weights) if renormalize else p
+    gradient = torch.zeros_like(p).scatter_add(1, chosen, products) - share * products.sum(1, keepdim=True)
+    return torch.where(counts, gradient, 0.0)
+
+
 def routing_from_ids(
     expert_ids: Tensor,
     weights: Tensor,

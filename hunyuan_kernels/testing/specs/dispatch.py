@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import hunyuan_kernels as hk
+from hunyuan_kernels._ops import ops
 from hunyuan_kernels.ops.routing import Routing
 from hunyuan_kernels.reference import dispatch as reference
 from hunyuan_kernels.testing.compare import Comparison, compare_bounded, compare_exact
@@ -76,13 +77,23 @@ def _combine_arguments(
     return arguments
 
 
+def gradients_of_combine(grad_out: Tensor, y: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`combine` to the rows and to the routing weights, in one pass over both."""
+    return ops.combine_backward(grad_out, y, routing.rows, routing.weights, routing.token_ids)
+
+
+def _combine_backward_arguments(layout: Layout, hidden: int, dtype: torch.dtype, apart: bool, seed: int) -> Arguments:
+    arguments = _combine_arguments(layout, hidden, dtype, apart, (), seed)
+    return {"grad_out": make_rows(layout.tokens, hidden, dtype, seed + 3, apart), **arguments}
+
+
 def _label(layout: Layout, hidden: int, dtype: torch.dtype, apart: bool) -> str:
     return f"{layout.label}, H {hidden}, {str(dtype).removeprefix('torch.')}" + (", rows apart" if apart else "")
 
 
-def _dispatch_cases(dtypes: tuple[torch.dtype, ...]) -> list[Case]:
+def _cases_of(make: Callable[..., Arguments], dtypes: tuple[torch.dtype, ...] = FLOATS) -> list[Case]:
     return [
-        Case(_label(layout, hidden, dtype, apart), partial(_dispatch_arguments, layout, hidden, dtype, apart))
+        Case(_label(layout, hidden, dtype, apart), partial(make, layout, hidden, dtype, apart))
         for layout in LAYOUTS
         for hidden in HIDDEN
         for dtype in dtypes
@@ -114,6 +125,14 @@ def _compare_dispatch_fp8(arguments: Arguments, got: Any, want: Any) -> list[Com
 def _compare_combine(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
     sizes: Arguments = {name: value.abs() if isinstance(value, Tensor) else value for name, value in arguments.items()}
     return [compare_bounded("out", got, want, reference.combine(**sizes))]
+
+
+def _compare_combine_backward(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
+    sizes: Arguments = {name: value.abs() for name, value in arguments.items() if isinstance(value, Tensor)}
+    weights = arguments["routing"].weights.abs()
+    magnitudes = reference.combine_backward(**sizes, routing=arguments["routing"]._replace(weights=weights))
+    names = ("grad_y", "grad_weights")
+    return [compare_bounded(*each) for each in zip(names, got, want, magnitudes, strict=True)]
 
 
 # ---- benchmarks -----------------------------------------------------------------------------------------------------
@@ -159,6 +178,14 @@ def _combine_work(arguments: Arguments) -> Work:
     return Work(flops=0.0, bytes=moved)
 
 
+def _combine_backward_work(arguments: Arguments) -> Work:
+    """Rows of ``y`` in use and the gradients of their tokens are read, all rows of ``grad_y`` written."""
+    y, routing = arguments["y"], arguments["routing"]
+    tokens = int((routing.rows >= 0).any(1).sum())
+    moved = (_rows_in_use(routing) + tokens + y.shape[0]) * y.shape[1] * y.element_size()
+    return Work(flops=2.0 * _rows_in_use(routing) * y.shape[1], bytes=moved + 12.0 * routing.rows.numel())
+
+
 def index_select_rows(x: Tensor, routing: Routing) -> Tensor:
     """A plain gather, wrong (not zero) in rows that are not in use."""
     return x.index_select(0, routing.token_ids.clamp_min(0))
@@ -191,6 +218,18 @@ def _index_add(y: Tensor, routing: Routing, shared: Tensor | None = None, residu
     return out if residual is None else out + residual
 
 
+def gradients_by_gathers(grad_out: Tensor, y: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    """Each row's gradient by index; the products with its row summed in the dtype of ``y``."""
+    used, owner = _rows_in_use(routing), routing.rows.flatten()
+    owned = owner[owner >= 0].long()
+    rows = grad_out.index_select(0, routing.token_ids.clamp_min(0))
+    weights = y.new_zeros(y.shape[0]).index_put((owned,), routing.weights.flatten()[owner >= 0].to(y))
+    dots = torch.zeros_like(routing.weights).flatten()
+    dots[owner >= 0] = torch.linalg.vecdot(rows, y).float()[owned]
+    rows[used:] = 0
+    return rows.mul_(weights[:, None]), dots.view_as(routing.weights)
+
+
 SPECS = [
     OpSpec(
         name="dispatch",
@@ -198,7 +237,7 @@ SPECS = [
         function=hk.dispatch,
         reference=reference.dispatch,
         compare=_compare_dispatch,
-        cases=lambda: _dispatch_cases((*FLOATS, E4M3)),
+        cases=lambda: _cases_of(_dispatch_arguments, (*FLOATS, E4M3)),
         bench_cases=lambda preset: _bench_cases(preset, _dispatch_arguments),
         work=lambda arguments: _dispatch_work(arguments["x"].element_size(), arguments),
         baselines={"index_select": index_select_rows},
@@ -209,7 +248,7 @@ SPECS = [
         function=hk.dispatch_fp8,
         reference=reference.dispatch_fp8,
         compare=_compare_dispatch_fp8,
-        cases=lambda: _dispatch_cases(FLOATS),
+        cases=lambda: _cases_of(_dispatch_arguments),
         bench_cases=lambda preset: _bench_cases(preset, _dispatch_arguments),
         work=partial(_dispatch_work, 1.0 + 4.0 / 128),
         baselines={"index_select, quantize": _index_select_and_quantize},
@@ -224,5 +263,16 @@ SPECS = [
         bench_cases=lambda preset: _bench_cases(preset, _combine_arguments, ("shared", "residual")),
         work=_combine_work,
         baselines={"gather and sum": gather_and_sum, "index_add": _index_add},
+    ),
+    OpSpec(
+        name="combine_backward",
+        stem="dispatch",
+        function=gradients_of_combine,
+        reference=reference.combine_backward,
+        compare=_compare_combine_backward,
+        cases=lambda: _cases_of(_combine_backward_arguments),
+        bench_cases=lambda preset: _bench_cases(preset, _combine_backward_arguments),
+        work=_combine_backward_work,
+        baselines={"gathers": gradients_by_gathers},
     ),
 ]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hunyuan_kernels._ops import ops
 from hunyuan_kernels.ops.routing import Routing, load_balancing_loss, route, routing_from_ids
 from hunyuan_kernels.reference import routing as reference
 from hunyuan_kernels.testing.compare import Comparison, compare_bounded, compare_exact
@@ -88,7 +89,87 @@ def _route_cases() -> list[Case]:
         _route_case(64, 16, capacity=4, dtype=torch.bfloat16, skew="zipf"),
         _route_case(70, 300, top_k=2),
     ]
+    # Every variant of the kernels: 4, 8 and 16 experts in a lane, one cluster of several blocks and two launches.
+    cases += [
+        _route_case(tokens, experts, capacity=tokens // experts, skew="zipf", dtype=dtype)
+        for experts in (40, 200, 300)
+        for dtype in (torch.float32, torch.bfloat16)
+        for tokens in (600, 4100)
+    ]
+    cases += [_route_case(4100, 16, top_k=2, capacity=400, overflow="drop", padding=90)]
     return cases
+
+
+def gradient_of_route(
+    grad_weights: Tensor, logits: Tensor, routing: Routing, *, renormalize: bool, num_tokens: Tensor | None = None
+) -> Tensor:
+    """Gradient of the weights of :func:`route` to the logits."""
+    return ops.route_backward(grad_weights, logits, routing.expert_ids, routing.weights, renormalize, num_tokens)
+
+
+def _route_backward_arguments(
+    tokens: int, experts: int, top_k: int, renormalize: bool, dtype: torch.dtype, padding: int, seed: int
+) -> Arguments:
+    arguments = _route_arguments(tokens, experts, top_k, None, "drop", "even", dtype, padding, seed)
+    routing = route(**arguments, renormalize=renormalize)
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "grad_weights": torch.randn(tokens, top_k, generator=generator),
+        "logits": arguments["logits"],
+        "routing": routing,
+        "renormalize": renormalize,
+        "num_tokens": arguments.get("num_tokens"),
+    }
+
+
+def _route_backward_case(
+    tokens: int, experts: int, top_k: int, renormalize: bool, dtype: torch.dtype = torch.float32, padding: int = 0
+) -> Case:
+    label = f"T={tokens} E={experts} k={top_k}" + (" renormalized" if renormalize else "")
+    label += f" {str(dtype).removeprefix('torch.')}" + (f" pad={padding}" if padding else "")
+    make = partial(_route_backward_arguments, tokens, experts, top_k, renormalize, dtype, padding)
+    return Case(label, make)
+
+
+def _route_backward_cases() -> list[Case]:
+    return [
+        _route_backward_case(tokens, experts, min(top_k, experts), renormalize, dtype, padding)
+        for experts in (1, 7, 64, 200, 300)
+        for dtype in (torch.float32, torch.bfloat16)
+        for tokens, top_k, renormalize, padding in ((0, 1, False, 0), (33, 1, False, 5), (50, 8, True, 0))
+    ]
+
+
+def _route_backward_bench_cases(preset: str | None) -> list[Case]:
+    return [_route_backward_case(t, e, k, k > 1) for t, e, k in dict.fromkeys(s[:3] for s in _bench_sizes(preset))]
+
+
+def _compare_route_backward(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
+    # products of both terms, each within the rounding of a softmax in fp32 as in compare_routing
+    logits = arguments["logits"].double()
+    spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True) if logits.numel() else 0.0
+    routing = arguments["routing"]
+    products = (arguments["grad_weights"].double() * routing.weights.double()).abs()
+    chosen = torch.zeros_like(logits).scatter_add(1, routing.expert_ids.long().clamp(min=0), products)
+    magnitude = (chosen + products.sum(1, keepdim=True) * logits.softmax(1)) * (1.0 + spread)
+    if arguments["renormalize"]:  # w of a chosen expert stands in the place of p
+        magnitude = magnitude + (chosen != 0) * products.sum(1, keepdim=True)
+    return [compare_bounded("grad_logits", got, want, magnitude)]
+
+
+def _route_backward_work(arguments: Arguments) -> Work:
+    logits: Tensor = arguments["logits"]
+    read_and_written = 2.0 * logits.numel() * logits.element_size()
+    return Work(flops=0.0, bytes=read_and_written + 12.0 * arguments["grad_weights"].numel())
+
+
+def _eager_route_backward(
+    grad_weights: Tensor, logits: Tensor, routing: Routing, *, renormalize: bool, num_tokens: Tensor | None = None
+) -> Tensor:
+    """The softmax again, then its gradient, of the experts that were chosen."""
+    chosen, products = routing.expert_ids.long(), grad_weights * routing.weights
+    share = torch.zeros_like(logits).scatter_(1, chosen, routing.weights) if renormalize else logits.softmax(1)
+    return share.mul_(-products.sum(1, keepdim=True)).scatter_add_(1, chosen, products)
 
 
 def _bench_sizes(preset: str | None) -> list[tuple[int, int, int, int | None, str]]:
@@ -194,23 +275,32 @@ def naive_one_hot_route(
 
 
 def _ids_arguments(
-    tokens: int, experts: int, top_k: int, capacity: int | None, sentinels: bool, seed: int
+    tokens: int, experts: int, top_k: int, capacity: int | None, sentinels: bool, dtype: torch.dtype, seed: int
 ) -> Arguments:
     generator = torch.Generator().manual_seed(seed)
     choices = torch.rand(tokens, max(experts, top_k), generator=generator).argsort(1)[:, :top_k]
     if sentinels:
         choices = choices + (torch.rand(tokens, top_k, generator=generator) < 0.3) * experts
     return {
-        "expert_ids": choices,
+        "expert_ids": choices.to(dtype),
         "weights": torch.rand(tokens, top_k, generator=generator),
         "num_experts": experts,
         "capacity": capacity,
     }
 
 
-def _ids_case(tokens: int, experts: int, top_k: int, capacity: int | None = None, sentinels: bool = False) -> Case:
+def _ids_case(
+    tokens: int,
+    experts: int,
+    top_k: int,
+    capacity: int | None = None,
+    sentinels: bool = False,
+    dtype: torch.dtype = torch.int64,
+) -> Case:
     label = f"T={tokens} E={experts} k={top_k} C={capacity}" + (" sentinels" if sentinels else "")
-    return Case(label, partial(_ids_arguments, tokens, experts, top_k, capacity, sentinels))
+    if dtype != torch.int64:
+        label += f" {str(dtype).removeprefix('torch.')}"
+    return Case(label, partial(_ids_arguments, tokens, experts, top_k, capacity, sentinels, dtype))
 
 
 def _ids_cases() -> list[Case]:
@@ -221,6 +311,9 @@ def _ids_cases() -> list[Case]:
         _ids_case(100, 64, 8, sentinels=True),
         _ids_case(1500, 16, 2, 100),
         _ids_case(1500, 16, 2, 100, sentinels=True),
+        _ids_case(600, 40, 2, 20, sentinels=True, dtype=torch.int32),
+        _ids_case(4100, 40, 2, 150, sentinels=True, dtype=torch.int32),
+        _ids_case(4100, 40, 2, 150, sentinels=True),
     ]
 
 
@@ -291,6 +384,17 @@ SPECS = [
         bench_cases=_route_bench_cases,
         work=_route_work,
         baselines={"index-based": index_based_route, "naive one-hot": naive_one_hot_route},
+    ),
+    OpSpec(
+        name="route_backward",
+        stem="routing",
+        function=gradient_of_route,
+        reference=reference.route_backward,
+        compare=_compare_route_backward,
+        cases=_route_backward_cases,
+        bench_cases=_route_backward_bench_cases,
+        work=_route_backward_work,
+        baselines={"torch eager": _eager_route_backward},
     ),
     OpSpec(
         name="routing_from_ids",
