@@ -152,9 +152,9 @@ __device__ __forceinline__ float probability(const RoutingArguments& a, int64_t 
   return expf(logit - a.statistics[2 * token]) / a.statistics[2 * token + 1];
 }
 
-// Calls read(chunk, index) for counts of any chunk, index in [k][E].
+// Calls read(chunk, index) for counts of any chunk, index in [k][E]. True: blocks have read each other's share.
 template <typename Read>
-__device__ __forceinline__ void assign(const RoutingArguments& a, const Shared& s, int32_t valid, Read&& read) {
+__device__ __forceinline__ bool assign(const RoutingArguments& a, const Shared& s, int32_t valid, Read&& read) {
   __shared__ SlotPermutation permutation;
   __shared__ uint32_t warp_sums[kRoutingChunk / 32];
   __shared__ uint32_t dropped_before_chunk, dropped_in_all;
@@ -246,7 +246,7 @@ __device__ __forceinline__ void assign(const RoutingArguments& a, const Shared& 
     }
     if (exists) a.rows[assignment] = row;
   }
-  if (recycled == 0) return;
+  if (recycled == 0) return false;
 
   // k = 1: the dropped ones, numbered in token order, to their free slots.
   const uint32_t lanes = arch::ballot(dropped);
@@ -264,6 +264,7 @@ __device__ __forceinline__ void assign(const RoutingArguments& a, const Shared& 
     a.rows[token] = row;
     a.token_ids[row] = static_cast<int32_t>(token);
   }
+  return true;
 }
 
 // ---- backward ------------------------------------------------------------------------------------------------------
@@ -362,8 +363,10 @@ extern "C" __global__ void __launch_bounds__(kRoutingChunk, 1)
   arch::allow_next_launch();
   const Shared s(shared_words, a.top_k, a.experts);
   const int64_t pairs = int64_t{a.top_k} * a.experts;
-  assign(a, s, counted_tokens(a.num_tokens, a.tokens),
-         [&](int chunk, int i) { return arch::load_relaxed(a.counts + chunk * pairs + i); });
+  const bool shares_are_read = assign(a, s, counted_tokens(a.num_tokens, a.tokens), [&](int chunk, int i) {
+    return arch::load_relaxed(a.counts + chunk * pairs + i);
+  });
+  if (!shares_are_read) return;
   arch::cluster_arrive();  // as above
   arch::cluster_wait();
 }

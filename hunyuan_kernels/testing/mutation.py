@@ -8,7 +8,7 @@ checks or an instruction that is not needed.
 import bisect
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,10 @@ class Mutation:
     instruction: str
     replacement: str  #: empty: removed
     ptx: str
+
+
+#: Goes over mutations and shows how far it has come.
+Progress = Callable[[Sequence[Mutation]], Iterable[Mutation]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,14 @@ def mutations(ptx: str, executed_lines: Iterable[int] | None = None) -> Iterator
         )
 
 
-def run_mutants(ptx: str, launches: Sequence[Launch], settings: Sequence[Mapping[str, Any]]) -> list[Mutant]:
+def run_mutants(
+    ptx: str,
+    launches: Sequence[Launch],
+    settings: Sequence[Mapping[str, Any]],
+    *,
+    kernels: Container[str] | None = None,
+    progress: Progress = iter,
+) -> list[Mutant]:
     """Runs every mutant of a module's kernels, by each launch that executes the instruction and under each setting,
     until one catches it.
 
@@ -125,6 +136,8 @@ def run_mutants(ptx: str, launches: Sequence[Launch], settings: Sequence[Mapping
         ptx: text of the module; only instructions that a launch executes are mutated
         launches: each runs kernels of the module and compares their results; the shortest are tried first
         settings: keyword arguments of ``simulator.Gpu``, tried in this order
+        kernels: only these are mutated; None takes all
+        progress: goes over the mutations
 
     Raises:
         simulator.SimError, AssertionError: a kernel as it is fails already.
@@ -140,10 +153,11 @@ def run_mutants(ptx: str, launches: Sequence[Launch], settings: Sequence[Mapping
     # A mutant that waits in vain for what never comes, or runs astray, is soon given up.
     most = max(instructions, default=0)
     limits = {"livelock_instructions": 4 * most + 100_000, "max_instructions": 20 * most + 1_000_000}
+    chosen = [m for m in mutations(ptx, set().union(*executed)) if kernels is None or m.kernel in kernels]
     attempts = [{**setting, **limits} for setting in settings]
     return [
         _run_mutant(mutation, [launches[i] for i in shortest_first if mutation.line in executed[i]], attempts)
-        for mutation in mutations(ptx, set().union(*executed))
+        for mutation in progress(chosen)
     ]
 
 

@@ -205,7 +205,9 @@ def _movement_case(layout: Layout, hidden: int, dtype: torch.dtype = torch.bfloa
 
 def _movement_cases() -> list[Case]:
     dtypes = (torch.bfloat16, torch.float32)
-    return [_movement_case(layout._replace(padding=0), 33, dtype) for layout in LAYOUTS for dtype in dtypes]
+    # The last one is more than one block of the routing kernel, and experts of more than one warp.
+    layouts = [*LAYOUTS, Layout("recycled, many tokens", 600, 40, capacity=15, skew="zipf")]
+    return [_movement_case(layout._replace(padding=0), 33, dtype) for layout in layouts for dtype in dtypes]
 
 
 def _movement_bench_cases(preset: str | None) -> list[Case]:
