@@ -148,8 +148,8 @@ def route_backward(
 ) -> Tensor:
     """Gradient of the weights of :func:`route` to the logits, in fp64; experts and weights are those of ``routing``.
 
-    Raw weights are ``p`` of the chosen, renormalized ones the softmax over the chosen alone:
-    ``grad_e = sum_j g_j w_j [id_j = e] - s_e sum_j g_j w_j`` with ``s_e = p_e`` or, renormalized, ``w_j`` of the chosen.
+    ``grad_e = sum_j g_j w_j [id_j = e] - s_e sum_j g_j w_j``. Raw weights are ``p`` of the chosen, and ``s = p``.
+    Renormalized ones are the softmax over the chosen alone, and ``s`` is the weight of a chosen expert, 0 of another.
     """
     counts = torch.arange(logits.shape[0])[:, None] < _tokens_that_count(num_tokens, logits.shape[0])
     chosen, weights = routing.expert_ids.long().clamp(min=0), routing.weights.double()
