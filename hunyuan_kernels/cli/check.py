@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from hunyuan_kernels.cli.common import chosen_specs, console
-from hunyuan_kernels.cli.simulate import check_on_simulated_gpu
+from hunyuan_kernels.cli.simulate import check_on_simulated_gpu, mutate_on_simulated_gpu
 from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
 from hunyuan_kernels.testing.spec import OpSpec, verify
 
@@ -28,8 +28,19 @@ def check(
     names: Annotated[list[str] | None, typer.Argument(metavar="[OP]...", help="Ops; all when none is given.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Inputs of each case (and schedules, with --simulate).")] = 1,
     simulate: Annotated[bool, typer.Option("--simulate", help="The CUDA kernels, on a simulated GPU.")] = False,
+    mutate: Annotated[
+        bool,
+        typer.Option(
+            "--mutate", help="With --simulate: remove one synchronization of a kernel at a time; who notices?"
+        ),
+    ] = False,
 ) -> None:
     """Compares ops with their PyTorch reference on every instruction set of this CPU; exits with 1 on a difference."""
+    if mutate and not simulate:
+        print("hunyuan-kernels: --mutate: kernels are mutated on a simulated GPU; add --simulate", file=sys.stderr)
+        raise typer.Exit(2)
+    if mutate:
+        raise typer.Exit(mutate_on_simulated_gpu(chosen_specs(names), seeds, bool(names), console))
     if simulate:
         raise typer.Exit(check_on_simulated_gpu(chosen_specs(names), seeds, console))
     table = Table("op", "instruction set", "cases", "largest error, of the bound", "result")

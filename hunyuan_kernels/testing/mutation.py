@@ -8,7 +8,7 @@ checks or an instruction that is not needed.
 import bisect
 import itertools
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -126,7 +126,6 @@ def run_mutants(
     launches: Sequence[Launch],
     settings: Sequence[Mapping[str, Any]],
     *,
-    kernels: Container[str] | None = None,
     progress: Progress = iter,
 ) -> list[Mutant]:
     """Runs every mutant of a module's kernels, by each launch that executes the instruction and under each setting,
@@ -136,7 +135,6 @@ def run_mutants(
         ptx: text of the module; only instructions that a launch executes are mutated
         launches: each runs kernels of the module and compares their results; the shortest are tried first
         settings: keyword arguments of ``simulator.Gpu``, tried in this order
-        kernels: only these are mutated; None takes all
         progress: goes over the mutations
 
     Raises:
@@ -153,7 +151,7 @@ def run_mutants(
     # A mutant that waits in vain for what never comes, or runs astray, is soon given up.
     most = max(instructions, default=0)
     limits = {"livelock_instructions": 4 * most + 100_000, "max_instructions": 20 * most + 1_000_000}
-    chosen = [m for m in mutations(ptx, set().union(*executed)) if kernels is None or m.kernel in kernels]
+    chosen = list(mutations(ptx, set().union(*executed)))
     attempts = [{**setting, **limits} for setting in settings]
     return [
         _run_mutant(mutation, [launches[i] for i in shortest_first if mutation.line in executed[i]], attempts)
