@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from hunyuan_kernels.cli.common import chosen_specs, console
-from hunyuan_kernels.cli.simulate import check_on_simulated_gpu, mutate_on_simulated_gpu
+from hunyuan_kernels.cli.simulate import check_on_simulated_gpu
 from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
 from hunyuan_kernels.testing.spec import OpSpec, verify
 
@@ -40,6 +40,8 @@ def check(
         print("hunyuan-kernels: --mutate: kernels are mutated on a simulated GPU; add --simulate", file=sys.stderr)
         raise typer.Exit(2)
     if mutate:
+        from hunyuan_kernels.cli.mutate import mutate_on_simulated_gpu  # needs _C; other commands do not
+
         raise typer.Exit(mutate_on_simulated_gpu(chosen_specs(names), seeds, bool(names), console))
     if simulate:
         raise typer.Exit(check_on_simulated_gpu(chosen_specs(names), seeds, console))
