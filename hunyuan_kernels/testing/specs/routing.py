@@ -85,7 +85,7 @@ def _route_cases() -> list[Case]:
         _route_case(100, 64, top_k=8, padding=9),
         _route_case(130, 64, top_k=8, capacity=16, overflow="drop", skew="zipf"),
         _route_case(50, 7, top_k=7, skew="ties"),
-        _route_case(200, 33, top_k=3, dtype=torch.bfloat16, skew="ties"),
+        _route_case(200, 45, top_k=3, dtype=torch.bfloat16, skew="ties"),
         _route_case(64, 16, capacity=4, dtype=torch.bfloat16, skew="zipf"),
         _route_case(70, 300, top_k=2),
     ]

@@ -1,0 +1,93 @@
+"""Every synchronizing instruction of our kernels is missed when it is not there, or its absence is explained."""
+
+import dataclasses
+import re
+
+import pytest
+
+from hunyuan_kernels._ops import ops
+from hunyuan_kernels.testing.harmless import HARMLESS, Harmless, judge
+from hunyuan_kernels.testing.mutation import Mutant, mutations
+from hunyuan_kernels.testing.op_mutants import SETTINGS, executed_kernels, mutate_op
+from hunyuan_kernels.testing.spec import all_specs
+from python_tests.backends import needs_device_code
+
+SPECS = {spec.name: spec for spec in all_specs()}
+# Cases by label that together execute all that the cases of an op execute, and catch all; with all cases and settings
+# it takes a minute: hunyuan-kernels check --simulate --mutate.
+CASES = {
+    "quantize_fp8": r"(129x257|256x128|2x130x200) .*",
+    "dispatch": r"many tokens, padding, H (33|256), .*",
+    "dispatch_fp8": r"many tokens, padding, H (33|256), .*",
+    "combine": r"3 choices, some dropped, H (33|256), .*",
+    "combine_backward": r"(3 choices, some dropped|many tokens, padding), H (33|256), .*",
+    "route": r"T=(600|4100) .*|.* k=[23] .*|T=(40|300) .* recycle one expert|T=64 .*|T=100 E=64 .*",
+    "route_backward": r"T=33 E=(64|200|300) .*",
+    "routing_from_ids": r".*",
+}
+
+
+@pytest.fixture(scope="module")
+def executed():
+    """Of each op the kernels and lines that all its cases execute."""
+    return {name: executed_kernels(SPECS[name]) for name in CASES}
+
+
+def synchronizations(stem, executed_lines):
+    return {(m.line, m.instruction) for m in mutations(ops.device_ptx(stem), executed_lines)}
+
+
+@needs_device_code
+@pytest.mark.parametrize("name", CASES)
+def test_mutants_are_caught_or_explained(name, executed):
+    spec = SPECS[name]
+    few = [case for case in spec.cases() if re.fullmatch(CASES[name], case.label)]
+    mutants = mutate_op(dataclasses.replace(spec, cases=lambda: few), SETTINGS[:2])
+    lines = set().union(*executed[name].values())
+    assert {(m.line, m.instruction) for m in mutants} == synchronizations(spec.stem, lines), "not by these few cases"
+    verdict = judge(mutants)
+    assert [f"{m.kernel}, line {m.line}: {m.instruction}" for m in verdict.unexplained] == []
+    assert verdict.stale == []
+
+
+@needs_device_code
+@pytest.mark.parametrize("stem", sorted({SPECS[name].stem for name in CASES}))
+def test_cases_execute_every_synchronization(stem, executed):
+    """No kernel is left out, and no instruction that could be mutated."""
+    lines = set().union(*(lines for kernels in executed.values() for lines in kernels.values()))
+    assert synchronizations(stem, lines) == synchronizations(stem, None)
+
+
+@needs_device_code
+def test_every_stem_is_mutated():
+    assert {SPECS[name].stem for name in CASES} == set(ops.device_stems().split(","))
+
+
+@needs_device_code
+@pytest.mark.parametrize("entry", HARMLESS, ids=lambda entry: entry.instruction)
+def test_explanations_speak_of_what_there_is(entry):
+    texts = [ops.device_ptx(stem) for stem in ops.device_stems().split(",")]
+    found = [m for ptx in texts for m in mutations(ptx)]
+    assert any(
+        entry.matches(Mutant(m.kernel, m.line, m.instruction, m.replacement, finding=None, wrong_result=None))
+        for m in found
+    )
+
+
+def test_judgement():
+    def mutant(kernel, line, instruction="bar.sync 0;", finding=None, wrong_result=None):
+        return Mutant(kernel, line, instruction, "", finding, wrong_result)
+
+    caught, wrong = mutant("a", 1, finding="race"), mutant("a", 2, wrong_result="differs")
+    left, other = mutant("a", 3), mutant("b", 9)
+    entry = Harmless("a", r"bar\.sync 0;", 1, "because")
+    verdict = judge([caught, wrong, left, other], [entry])
+    assert (verdict.reasons, verdict.unexplained, verdict.stale) == ({left: "because"}, [other], [])
+    # More survive than are explained: which of them are harmless is not known.
+    verdict = judge([left, mutant("a", 4)], [entry])
+    assert verdict.reasons == {}
+    assert verdict.unexplained == [left, mutant("a", 4)]
+    assert len(verdict.stale) == 1
+    # The explained one is caught, or never executed.
+    assert "a: 1 of the mutants without" in judge([caught], [entry]).stale[0]
+    assert judge([other], [entry]).stale == []
