@@ -152,8 +152,9 @@ __device__ __forceinline__ float probability(const RoutingArguments& a, int64_t 
   return expf(logit - a.statistics[2 * token]) / a.statistics[2 * token + 1];
 }
 
-// Calls read(chunk, index) for counts of any chunk, index in [k][E]. True: blocks have read each other's share.
-template <typename Read>
+// Calls read(chunk, index) for counts of any chunk, index in [k][E]. True: blocks have read each other's share. Given
+// ids have no probabilities, so nothing is recycled: kFromLogits = false leaves that part out.
+template <bool kFromLogits, typename Read>
 __device__ __forceinline__ bool assign(const RoutingArguments& a, const Shared& s, int32_t valid, Read&& read) {
   __shared__ SlotPermutation permutation;
   __shared__ uint32_t warp_sums[kRoutingChunk / 32];
@@ -187,14 +188,17 @@ __device__ __forceinline__ bool assign(const RoutingArguments& a, const Shared& 
     if (s.base[e] > a.limit) atomicAdd(&dropped_before_chunk, s.base[e] - a.limit);  // k = 1 when it is used
   }
   __syncthreads();
-  if (thread < 32) tile::exclusive_sums(s.free_before, experts);
-  __syncthreads();
 
   // Where the recycled ones go.
-  const uint32_t free_slots = s.free_before[experts];
-  const uint32_t recycled = min(dropped_in_all, free_slots), first_number = min(dropped_before_chunk, recycled);
+  uint32_t recycled = 0;
+  if constexpr (kFromLogits) {
+    if (thread < 32) tile::exclusive_sums(s.free_before, experts);
+    __syncthreads();
+    recycled = min(dropped_in_all, s.free_before[experts]);
+  }
+  const uint32_t first_number = min(dropped_before_chunk, recycled);
   if (recycled > 0) {  // the same in every block
-    if (thread == 0) permutation = make_slot_permutation(free_slots, static_cast<uint64_t>(*a.seed));
+    if (thread == 0) permutation = make_slot_permutation(s.free_before[experts], static_cast<uint64_t>(*a.seed));
     __syncthreads();
     const uint32_t blocks = arch::cluster_size(), share = (recycled + blocks - 1) / blocks;
     const uint32_t mine = min(arch::cluster_rank() * share, recycled);
@@ -314,7 +318,7 @@ __device__ __forceinline__ void choose_and_count(const RoutingArguments& a, Firs
   for (int i = threadIdx.x; i < pairs; i += kRoutingChunk) a.counts[int64_t{blockIdx.x} * pairs + i] = s.counts[i];
 }
 
-template <typename FirstPhase>
+template <bool kFromLogits, typename FirstPhase>
 __device__ __forceinline__ void route_in_one_cluster(const RoutingArguments& a, FirstPhase&& first_phase) {
   arch::wait_for_previous_launch();
   arch::allow_next_launch();
@@ -324,26 +328,27 @@ __device__ __forceinline__ void route_in_one_cluster(const RoutingArguments& a, 
   count_chunk(a, s.counts);
   arch::cluster_arrive();
   arch::cluster_wait();
-  assign(a, s, valid, [&](int chunk, int i) { return arch::load_cluster(arch::map_to_rank(s.counts + i, chunk)); });
+  assign<kFromLogits>(a, s, valid,
+                      [&](int chunk, int i) { return arch::load_cluster(arch::map_to_rank(s.counts + i, chunk)); });
   arch::cluster_arrive();  // the others may still be reading this block's shared memory
   arch::cluster_wait();
 }
 
 }  // namespace
 
-#define HK_FIRST_PHASES(suffix, phase)                                       \
+#define HK_FIRST_PHASES(suffix, from_logits, phase)                          \
   extern "C" __global__ void __launch_bounds__(kRoutingChunk, 1)             \
       routing_choose_##suffix(const __grid_constant__ RoutingArguments a) {  \
     choose_and_count(a, phase);                                              \
   }                                                                          \
   extern "C" __global__ void __launch_bounds__(kRoutingChunk, 1)             \
       routing_cluster_##suffix(const __grid_constant__ RoutingArguments a) { \
-    route_in_one_cluster(a, phase);                                          \
+    route_in_one_cluster<from_logits>(a, phase);                             \
   }
-HK_FIRST_PHASES(int32, take_given<int32_t>)
-HK_FIRST_PHASES(int64, take_given<int64_t>)
+HK_FIRST_PHASES(int32, false, take_given<int32_t>)
+HK_FIRST_PHASES(int64, false, take_given<int64_t>)
 #define HK_KERNELS(suffix, Element, slots)                                                    \
-  HK_FIRST_PHASES(suffix##_##slots, (choose<Element, slots>))                                 \
+  HK_FIRST_PHASES(suffix##_##slots, true, (choose<Element, slots>))                           \
   extern "C" __global__ void __launch_bounds__(kRoutingBackwardThreads)                       \
       routing_backward_##suffix##_##slots(const __grid_constant__ RouteBackwardArguments a) { \
     route_backward<Element, slots>(a);                                                        \
@@ -363,7 +368,7 @@ extern "C" __global__ void __launch_bounds__(kRoutingChunk, 1)
   arch::allow_next_launch();
   const Shared s(shared_words, a.top_k, a.experts);
   const int64_t pairs = int64_t{a.top_k} * a.experts;
-  const bool shares_are_read = assign(a, s, counted_tokens(a.num_tokens, a.tokens), [&](int chunk, int i) {
+  const bool shares_are_read = assign<true>(a, s, counted_tokens(a.num_tokens, a.tokens), [&](int chunk, int i) {
     return arch::load_relaxed(a.counts + chunk * pairs + i);
   });
   if (!shares_are_read) return;

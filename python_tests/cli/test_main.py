@@ -1,6 +1,7 @@
 """The command line, in this process and once for real."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import hunyuan_kernels as hk
 from hunyuan_kernels.cli import common, main
+from hunyuan_kernels.testing import harmless
 from hunyuan_kernels.testing.compare import Comparison
 from hunyuan_kernels.testing.simulated import SETTINGS
 from hunyuan_kernels.testing.spec import all_specs
@@ -76,6 +78,49 @@ def test_check_on_a_simulated_gpu(monkeypatch):
     result = run("check", "--simulate")
     assert result.exit_code == 1
     assert "made to fail" in result.output
+
+
+@needs_device_code
+def test_mutants_of_an_op(monkeypatch):
+    spec = next(spec for spec in all_specs() if spec.name == "quantize_fp8")
+    few = dataclasses.replace(
+        spec, cases=lambda: [case for case in spec.cases() if case.label == "129x257 tensor bfloat16"]
+    )
+    unported = next(spec for spec in all_specs() if spec.name == "fp8_gemm")
+    monkeypatch.setattr(common, "all_specs", lambda: iter([few, unported]))
+    result = run("check", "--simulate", "--mutate")
+    assert result.exit_code == 0
+    assert "quantize_fp8: 6 mutants, 4 caught, 2 harmless, 0 survived without an explanation" in result.output
+    assert "survived, harmless: the next launch of the stream begins later" in " ".join(result.output.split())
+    assert "finding: quantize_fp8: data race on shared address" in result.output
+    assert "fp8_gemm: not simulated: fp8_gemm has no CUDA kernel" in result.output
+
+    result = run("check", "fp8_gemm", "--simulate", "--mutate")
+    assert result.exit_code == 2
+    assert "--mutate: fp8_gemm: runs on the CPU only" in result.output
+
+    monkeypatch.setattr(harmless.judge, "__defaults__", ((),))
+    result = run("check", "quantize_fp8", "--simulate", "--mutate")
+    assert result.exit_code == 1
+    assert re.search(r"PTX line \d+: nothing catches the mutant of griddepcontrol.launch_dependents;", result.output)
+
+    stale = harmless.Harmless(".*", r"bar\.sync 0;", 1, "no reason")
+    monkeypatch.setattr(harmless.judge, "__defaults__", ((*harmless.HARMLESS, stale),))
+    result = run("check", "quantize_fp8", "--simulate", "--mutate")
+    assert result.exit_code == 1
+    assert "quantize_fp8: stale explanation in testing/harmless.py: quantize_tensor_bfloat16_any: 1" in result.output
+
+    wrong = dataclasses.replace(few, compare=lambda *_: [Comparison(False, "made to fail", 1.0, 2.0)])
+    monkeypatch.setattr(common, "all_specs", lambda: iter([wrong]))
+    result = run("check", "--simulate", "--mutate")
+    assert result.exit_code == 1
+    assert "quantize_fp8: a case fails without any mutation: [129x257 tensor bfloat16] made to fail" in result.output
+
+
+def test_mutants_are_simulated():
+    result = run("check", "quantize_fp8", "--mutate")
+    assert result.exit_code == 2
+    assert "--mutate: kernels are mutated on a simulated GPU; add --simulate" in result.output
 
 
 @needs_device_code

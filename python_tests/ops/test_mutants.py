@@ -16,11 +16,11 @@ SPECS = {spec.name: spec for spec in all_specs()}
 # Cases by label that together execute all that the cases of an op execute, and catch all; with all cases and settings
 # it takes a minute: hunyuan-kernels check --simulate --mutate.
 CASES = {
-    "quantize_fp8": r"(129x257|256x128|2x130x200) .*",
+    "quantize_fp8": r"(129x257|256x128|2x130x200|5x230[45]) .*",
     "dispatch": r"many tokens, padding, H (33|256), .*",
     "dispatch_fp8": r"many tokens, padding, H (33|256), .*",
     "combine": r"3 choices, some dropped, H (33|256), .*",
-    "combine_backward": r"(3 choices, some dropped|many tokens, padding), H (33|256), .*",
+    "combine_backward": r"(3 choices, some dropped|many tokens, padding), H (33|256|1160), .*",
     "route": r"T=(600|4100) .*|.* k=[23] .*|T=(40|300) .* recycle one expert|T=64 .*|T=100 E=64 .*",
     "route_backward": r"T=33 E=(64|200|300) .*",
     "routing_from_ids": r".*",

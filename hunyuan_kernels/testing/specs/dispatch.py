@@ -91,11 +91,13 @@ def _label(layout: Layout, hidden: int, dtype: torch.dtype, apart: bool) -> str:
     return f"{layout.label}, H {hidden}, {str(dtype).removeprefix('torch.')}" + (", rows apart" if apart else "")
 
 
-def _cases_of(make: Callable[..., Arguments], dtypes: tuple[torch.dtype, ...] = FLOATS) -> list[Case]:
+def _cases_of(
+    make: Callable[..., Arguments], dtypes: tuple[torch.dtype, ...] = FLOATS, hidden_sizes: tuple[int, ...] = HIDDEN
+) -> list[Case]:
     return [
         Case(_label(layout, hidden, dtype, apart), partial(make, layout, hidden, dtype, apart))
         for layout in LAYOUTS
-        for hidden in HIDDEN
+        for hidden in hidden_sizes
         for dtype in dtypes
         for apart in (False, True)
     ]
@@ -270,7 +272,8 @@ SPECS = [
         function=gradients_of_combine,
         reference=reference.combine_backward,
         compare=_compare_combine_backward,
-        cases=lambda: _cases_of(_combine_backward_arguments),
+        # 1160: sums over more than one warp
+        cases=lambda: _cases_of(_combine_backward_arguments, hidden_sizes=(*HIDDEN, 1160)),
         bench_cases=lambda preset: _bench_cases(preset, _combine_backward_arguments),
         work=_combine_backward_work,
         baselines={"gathers": gradients_by_gathers},

@@ -28,12 +28,17 @@ def _case(shape: tuple[int, ...], recipe: str, dtype: torch.dtype = torch.bfloat
 
 def _cases() -> list[Case]:
     shapes = [(1, 1), (3, 7), (129, 257), (256, 128), (2, 130, 200)]
-    return [
+    cases = [
         _case(shape, recipe, dtype, spread)
         for shape in shapes
         for recipe in reference.BLOCKS
         for dtype, spread in ((torch.bfloat16, 0.0), (torch.float32, 12.0))
-    ] + [_case((0, 64), "row"), _case((4, 0), "block_1x128")]
+    ]
+    # Rows that are longer than what one warp holds.
+    cases += [
+        _case((5, columns), "row", dtype) for columns in (2304, 2305) for dtype in (torch.bfloat16, torch.float32)
+    ]
+    return [*cases, _case((0, 64), "row"), _case((4, 0), "block_1x128")]
 
 
 def _bench_cases(preset: str | None) -> list[Case]:
