@@ -176,11 +176,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def hostile(shape, count, seed):
-    """Numbers of which about half index 0 .. count - 1; one of them often."""
+    """Every kind of wrong number first; then numbers of which about half index 0 .. count - 1, one of them often."""
     strange = torch.tensor([*INT32, -1, -2, count, count + 1, 2 * count, 0, 0])
     drawn = strange[torch.randint(len(strange), shape, generator=generator(seed))]
     inside = torch.randint(0, max(count, 1), shape, generator=generator(seed + 1))
-    return torch.where(torch.rand(shape, generator=generator(seed + 2)) < 0.5, drawn, inside).to(torch.int32)
+    numbers = torch.where(torch.rand(shape, generator=generator(seed + 2)) < 0.5, drawn, inside).to(torch.int32)
+    numbers.view(-1)[: len(strange)] = strange
+    return numbers
 
 
 def within(numbers, count):
