@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from hunyuan_kernels._ops import MissingKernelError
-from hunyuan_kernels.cli.common import chosen_specs
+from hunyuan_kernels.cli.common import chosen_specs, refuse
 from hunyuan_kernels.simulator import simulated_gpu
 from hunyuan_kernels.testing.simulated import demanded_bytes, moved_bytes
-from hunyuan_kernels.testing.spec import OpSpec
+from hunyuan_kernels.testing.spec import PRESETS, OpSpec
 
 #: SMs of an H100 SXM: plans depend on it.
 SMS = 132
@@ -18,14 +18,14 @@ SECTOR_BYTES = 32
 COLUMNS = ("case", "launch", "grid", "block", "bytes read", "bytes written", "sectors", "warp instructions / KiB")
 
 
-def counter_rows(spec: OpSpec) -> Iterator[tuple[str, ...]]:
+def counter_rows(spec: OpSpec, preset: str | None) -> Iterator[tuple[str, ...]]:
     """One row of :data:`COLUMNS` per launch. Bytes are over what the shapes demand of the whole call, sectors over the
     fewest that the moved bytes can lie in.
 
     Raises:
         MissingKernelError: the op, or one that it is composed of, has no CUDA kernel.
     """
-    for case in spec.bench_cases(None):
+    for case in spec.bench_cases(preset):
         arguments = case.make(0)
         with simulated_gpu(sms=SMS, check_races=False, split_warps=False) as gpu:
             got = spec.function(**arguments)
@@ -53,10 +53,15 @@ def markdown(rows: Iterator[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def counters(name: Annotated[str, typer.Argument(metavar="OP")]) -> None:
+def counters(
+    name: Annotated[str, typer.Argument(metavar="OP")],
+    preset: Annotated[str | None, typer.Option(help=f"Sizes of a model: {', '.join(PRESETS)}.")] = None,
+) -> None:
     """Counts what the CUDA kernels of an op do at a benchmark's size, on a simulated GPU: a Markdown table."""
+    if preset is not None and preset not in PRESETS:
+        refuse("preset", preset, PRESETS)
     try:
-        print(markdown(counter_rows(chosen_specs([name])[0])))
+        print(markdown(counter_rows(chosen_specs([name])[0], preset)))
     except MissingKernelError as error:
         print(f"hunyuan-kernels: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
