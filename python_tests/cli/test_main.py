@@ -161,14 +161,37 @@ def test_as_a_program():
     assert "\x1b" not in result.stdout, "control characters in what is not a terminal"
 
 
+DOCS = Path(__file__).resolve().parents[2] / "docs/kernels"
+# `counters OP`, or with a preset, and the lines of the table that follows.
+TABLES = [
+    (page.name, name, preset or None, table.splitlines())
+    for page in sorted(DOCS.glob("*.md"))
+    for name, preset, table in re.findall(
+        r"`hunyuan-kernels counters (\w+)(?: --preset ([\w-]+))?`[^|]*\n\n((?:\|.*\n)+)", page.read_text()
+    )
+]
+
+
 @needs_device_code
-def test_counters_in_the_docs_are_current():
-    """All columns but the last, which depends on the version of nvcc."""
-    written = [
-        line.split("|")[1:-2]
-        for line in (Path(__file__).resolve().parents[2] / "docs/kernels/quantize.md").read_text().splitlines()
-        if "| `quantize_" in line
-    ]
-    counted = [line.split("|")[1:-2] for line in run("counters", "quantize_fp8").output.splitlines()[2:]]
-    assert written == counted
+@pytest.mark.parametrize(("page", "name", "preset", "table"), TABLES, ids=lambda value: str(value)[:30])
+def test_counters_in_the_docs_are_current(page, name, preset, table, monkeypatch):
+    """All columns but the last, which depends on the version of nvcc; of routing and row movement the sizes that take
+    little time."""
+    spec = next(spec for spec in all_specs() if spec.name == name)
+    few = [case for case in spec.bench_cases(preset) if not re.match(r"T[ =](8192|65536)\b", case.label)]
+    monkeypatch.setattr(common, "all_specs", lambda: iter([dataclasses.replace(spec, bench_cases=lambda _: few)]))
+    labels = [case.label for case in few]
+    written = [line.split("|")[1:-2] for line in table if line.split("|")[1].strip() in labels]
+    result = run("counters", name, *(["--preset", preset] if preset else []))
+    assert written == [line.split("|")[1:-2] for line in result.output.splitlines()[2:]], page
     assert written
+
+
+def test_every_page_of_a_kernel_has_counters():
+    assert {page for page, *_ in TABLES} == {page.name for page in DOCS.glob("*.md")}
+
+
+def test_counters_of_an_unknown_preset():
+    result = run("counters", "dispatch", "--preset", "hunyuan")
+    assert result.exit_code == 2
+    assert "unknown preset 'hunyuan'; allowed: hunyuan-large, hunyuan-a13b." in result.output
