@@ -22,6 +22,7 @@ from hunyuan_kernels.ops import (
     quantize_fp8,
     route,
     routing_from_ids,
+    swiglu,
 )
 from hunyuan_kernels.simulator import simulated_gpu
 
@@ -48,4 +49,5 @@ __all__ = [
     "route",
     "routing_from_ids",
     "simulated_gpu",
+    "swiglu",
 ]

@@ -17,6 +17,14 @@ __device__ __forceinline__ Words4 load_streaming(const void* address) {
   return v;
 }
 
+// 16 bytes in one access: of a plain assignment the compiler may make four.
+__device__ __forceinline__ void store(void* address, const Words4& v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(address), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+
 // Sees what an earlier kernel of a programmatic dependent launch wrote before wait_for_previous_launch().
 __device__ __forceinline__ uint32_t load_relaxed(const uint32_t* address) {
   uint32_t value;

@@ -121,20 +121,6 @@ std::tuple<Tensor, Tensor> grouped_swiglu_preactivation(const Tensor& a, const T
   return {out, preactivation};
 }
 
-Tensor swiglu_backward(const Tensor& grad_out_, const Tensor& preactivation_) {
-  const char* op = "swiglu_backward";
-  const Tensor grad_out = activations(op, "grad_out", grad_out_, kElements, -1, "[S, I]");
-  const Tensor preactivation =
-      activations(op, "preactivation", preactivation_, kElements, 2 * grad_out.size(1), "[S, 2I]");
-  check_shape(op, "preactivation", preactivation, {grad_out.size(0), -1}, "[S, 2I]");
-  check(grad_out.scalar_type() == preactivation.scalar_type(), op, "preactivation", "has dtype ",
-        dtype_name(preactivation.scalar_type()), ", but grad_out has ", dtype_name(grad_out.scalar_type()),
-        "; both must be the same");
-  Tensor grad = empty({grad_out.size(0), preactivation.size(1)}, preactivation.scalar_type(), preactivation);
-  cpu::swiglu_backward(cpu::microkernels(), torch_threads(), rows_of(grad_out), rows_of(preactivation), rows_of(grad));
-  return grad;
-}
-
 }  // namespace
 }  // namespace hunyuan_kernels
 
@@ -145,7 +131,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
   m.def("grouped_gemm_wgrad_(Tensor(a!) grad_b, Tensor grad_out, Tensor a, Tensor expert_offsets) -> ()");
   m.def("grouped_swiglu(Tensor a, Tensor gate_up, Tensor expert_offsets) -> Tensor");
   m.def("grouped_swiglu_preactivation(Tensor a, Tensor gate_up, Tensor expert_offsets) -> (Tensor, Tensor)");
-  m.def("swiglu_backward(Tensor grad_out, Tensor preactivation) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
@@ -155,5 +140,4 @@ STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
   m.impl("grouped_gemm_wgrad_", TORCH_BOX(&hunyuan_kernels::grouped_gemm_wgrad_));
   m.impl("grouped_swiglu", TORCH_BOX(&hunyuan_kernels::grouped_swiglu));
   m.impl("grouped_swiglu_preactivation", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_preactivation));
-  m.impl("swiglu_backward", TORCH_BOX(&hunyuan_kernels::swiglu_backward));
 }

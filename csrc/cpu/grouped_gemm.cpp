@@ -65,15 +65,4 @@ void grouped_swiglu(const Microkernels& microkernels, const ThreadPool& pool, co
   if (preactivation) zero_rows(pool, *preactivation, offsets.back());
 }
 
-void swiglu_backward(const Microkernels& microkernels, const ThreadPool& pool, const Rows& grad_out,
-                     const Rows& preactivation, const Rows& grad_preactivation) {
-  const int64_t columns = grad_out.columns;
-  parallel_ranges(pool, grad_out.rows, rows_of_grain(columns), [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row)
-      microkernels.grouped_gemm.swiglu_backward(
-          row_of(grad_out, row), row_of(preactivation, row), row_of(preactivation, row, columns), grad_out.dtype,
-          columns, row_of(grad_preactivation, row), row_of(grad_preactivation, row, columns));
-  });
-}
-
 }  // namespace hunyuan_kernels::cpu

@@ -43,8 +43,4 @@ void grouped_swiglu(const Microkernels& microkernels, const ThreadPool& pool, co
                     const ExpertWeights& gate_up, const ExpertOffsets& offsets, const Rows& out,
                     const Rows* preactivation);
 
-// Gradient of swiglu with respect to the pre-activation [S, 2I].
-void swiglu_backward(const Microkernels& microkernels, const ThreadPool& pool, const Rows& grad_out,
-                     const Rows& preactivation, const Rows& grad_preactivation);
-
 }  // namespace hunyuan_kernels::cpu

@@ -1,9 +1,8 @@
 #include "host/dispatch.h"
 
-#include <algorithm>
-
 #include "common/check.h"
 #include "common/integer_math.h"
+#include "host/row_blocks.h"
 
 namespace hunyuan_kernels::host {
 namespace {
@@ -28,7 +27,7 @@ std::string kernel_name(const RowMovementProblem& problem, bool whole) {
 
 // Column ranges that the blocks of dispatch_fp8 divide a row into.
 int64_t fp8_spans(int64_t hidden) {
-  return ceil_div(hidden, int64_t{kernels::kDispatchScaleBlock * kernels::kDispatchVectors});
+  return ceil_div(hidden, int64_t{kernels::kDispatchScaleBlock * kernels::kRowVectors});
 }
 
 template <typename Arguments>
@@ -44,26 +43,21 @@ RowMovementPlan plan_row_movement(const RowMovementProblem& problem) {
   if (problem.rows == 0 || problem.hidden == 0) return plan;
   const int64_t row_bytes = problem.hidden * element_size(problem.dtype);
   const bool whole = problem.alignment >= 16 && row_bytes % 16 == 0;
-  int64_t threads, per_block, blocks;
-  if (problem.movement == RowMovement::dispatch_fp8) {
-    threads = kernels::kDispatchScaleBlock * element_size(problem.dtype) / 16;
-    per_block = kernels::kDispatchMaxThreads / threads;
-    blocks = ceil_div(problem.rows, per_block) * fp8_spans(problem.hidden);
-  } else {
-    // Enough threads that each has one round of loads in flight, in whole warps.
-    const int64_t unit = !whole && problem.movement == RowMovement::dispatch ? 1 : 16;
-    const int64_t loads = ceil_div(row_bytes, unit * kernels::kDispatchVectors);
-    threads = std::clamp<int64_t>(round_up(loads, int64_t{32}), 32, kernels::kDispatchMaxThreads);
-    per_block = minimum(kernels::kDispatchMaxThreads / threads, problem.rows);
-    blocks = ceil_div(problem.rows, per_block);
-  }
-  check(blocks < (int64_t{1} << 31), op_name(problem.movement), "rows", "are ", problem.rows, ": ", blocks,
-        " blocks; at most 2^31 - 1 can be launched");
   driver::KernelLaunch launch;
   launch.stem = "dispatch";
   launch.kernel = kernel_name(problem, whole);
-  launch.grid.x = static_cast<uint32_t>(blocks);
-  launch.block = {static_cast<uint32_t>(threads), static_cast<uint32_t>(per_block), 1};
+  if (problem.movement == RowMovement::dispatch_fp8) {
+    const int64_t threads = kernels::kDispatchScaleBlock * element_size(problem.dtype) / 16;
+    const int64_t per_block = kernels::kRowBlockThreads / threads;
+    const int64_t blocks = ceil_div(problem.rows, per_block) * fp8_spans(problem.hidden);
+    check(blocks < (int64_t{1} << 31), "dispatch_fp8", "rows", "are ", problem.rows, ": ", blocks,
+          " blocks; at most 2^31 - 1 can be launched");
+    launch.grid.x = static_cast<uint32_t>(blocks);
+    launch.block = {static_cast<uint32_t>(threads), static_cast<uint32_t>(per_block), 1};
+  } else {
+    const int64_t unit = !whole && problem.movement == RowMovement::dispatch ? 1 : 16;
+    set_row_blocks(launch, op_name(problem.movement), problem.rows, ceil_div(row_bytes, unit));
+  }
   plan.launches.push_back(launch);
   return plan;
 }

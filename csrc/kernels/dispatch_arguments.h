@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/row_blocks.h"
+
 namespace hunyuan_kernels::kernels {
 
 struct DispatchArguments {
@@ -21,7 +23,7 @@ struct DispatchFp8Arguments {
   float* scale;              // scale[block * scale_block_stride + row]
   int64_t rows, tokens, hidden;
   int64_t x_stride, scale_block_stride;  // elements
-  uint32_t spans;                        // column ranges of kDispatchVectors blocks in a row
+  uint32_t spans;                        // column ranges of kRowVectors blocks in a row
 };
 
 // Strides in elements; hidden elements of a row are contiguous.
@@ -50,8 +52,6 @@ struct CombineBackwardArguments {
   int32_t top_k;
 };
 
-constexpr int kDispatchMaxThreads = 256;  // of a block
-constexpr int kDispatchVectors = 4;       // loads of a thread in flight
 constexpr int kDispatchScaleBlock = 128;  // elements of a row that share a scale
 
 }  // namespace hunyuan_kernels::kernels

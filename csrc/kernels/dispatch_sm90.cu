@@ -2,17 +2,18 @@
 // vectors of 16 bytes.
 //
 //   dispatch          out[r] = x[token_ids[r]],  zeros for r >= rows_used and for tokens out of range
-//   dispatch_fp8      the same, quantized in blocks of 1 x 128 (tile/quantize.cuh): q[r], scale[r, block]; scale 1 for
-//   zeros combine           out[t] = sum_j weights[t, j] * y[rows[t, j]] + shared[t] + residual[t] combine_backward
-//   grad_y[r] = weights[t, j] * grad_out[t],  grad_weights[t, j] = <grad_out[t], y[r]>,
+//   dispatch_fp8      the same, quantized in blocks of 1 x 128 (tile/quantize.cuh): q[r], scale[r, block];
+//                     scale 1 for zeros
+//   combine           out[t] = sum_j weights[t, j] * y[rows[t, j]] + shared[t] + residual[t]
+//   combine_backward  grad_y[r] = weights[t, j] * grad_out[t],  grad_weights[t, j] = <grad_out[t], y[r]>,
 //                     with t = token_ids[r] and the j for which rows[t, j] = r; zeros for rows that nobody owns
 //
 // Shapes:   x [tokens, H], y [S, H], rows and weights [tokens, k]; rows of x, y, shared, residual and grad_out have any
 //           stride. dispatch moves bytes; the others take bf16 and fp32 and sum in fp32, in the order written above.
 //
 // Threads:  blockDim = (threads of a row, rows of a block). A thread takes the vectors t, t + threads, ... of its row,
-//           with kDispatchVectors loads in flight. With k > 1 a token's row is read k times, from L2 after the first.
-//           dispatch_fp8: a scale block is as wide as blockDim.x vectors, a thread block holds kDispatchVectors of them
+//           with kRowVectors loads in flight. With k > 1 a token's row is read k times, from L2 after the first.
+//           dispatch_fp8: a scale block is as wide as blockDim.x vectors, a thread block holds kRowVectors of them
 //           side by side in neighbouring rows. Its scales, stored M-major, leave through shared memory: whole sectors.
 //
 // Order:    nothing is atomic. A row of y belongs to one assignment, so combine_backward goes by rows: it writes each
@@ -27,92 +28,50 @@
 #include "kernels/dispatch_arguments.h"
 #include "tile/quantize.cuh"
 #include "tile/reduce.cuh"
-#include "tile/vector_io.cuh"
+#include "tile/rows.cuh"
 
 namespace hunyuan_kernels::kernels {
 namespace {
 
 using arch::Words4;
 using tile::bfloat16;
+using tile::is_within;
 using tile::kElementsPerVector;
-
-__device__ __forceinline__ int64_t row_of_thread() { return int64_t{blockIdx.x} * blockDim.y + threadIdx.y; }
-__device__ __forceinline__ bool is_within(int32_t index, int64_t count) { return index >= 0 && index < count; }
-
-// f(slot, index) for up to kDispatchVectors of this thread's vectors of a row at a time, twice: all loads are issued
-// before the first result is used.
-template <typename Load, typename Use>
-__device__ __forceinline__ void for_each_vector(int64_t vectors, Load&& load, Use&& use) {
-  const int64_t step = int64_t{kDispatchVectors} * blockDim.x;
-  for (int64_t first = threadIdx.x; first < vectors; first += step) {
-#pragma unroll
-    for (int slot = 0; slot < kDispatchVectors; ++slot)
-      if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors) load(slot, index);
-#pragma unroll
-    for (int slot = 0; slot < kDispatchVectors; ++slot)
-      if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors) use(slot, index);
-  }
-}
+using tile::once_per_warp;
+using tile::Row;
 
 __device__ __forceinline__ Words4 load_unit(const Words4* from) { return arch::load_streaming(from); }
 __device__ __forceinline__ uint8_t load_unit(const uint8_t* from) { return *from; }
+__device__ __forceinline__ void store_unit(Words4* to, const Words4& v) { arch::store(to, v); }
+__device__ __forceinline__ void store_unit(uint8_t* to, uint8_t v) { *to = v; }
 
 template <typename Unit>
 __device__ __forceinline__ void dispatch_rows(const DispatchArguments& a) {
   arch::wait_for_previous_launch();
   arch::allow_next_launch();
-  const int64_t row = row_of_thread();
+  const int64_t row = tile::row_of_thread();
   if (row >= a.rows) return;
-  const int32_t token = row < *a.rows_used ? a.token_ids[row] : -1;
+  const int32_t token = once_per_warp([&] { return row < *a.rows_used ? a.token_ids[row] : -1; });
   const bool there = is_within(token, a.tokens);
   const auto* from = reinterpret_cast<const Unit*>(static_cast<const char*>(a.x) + (there ? token : 0) * a.x_stride);
   auto* to = reinterpret_cast<Unit*>(static_cast<char*>(a.out) + row * a.row_bytes);
-  Unit held[kDispatchVectors];
-  for_each_vector(
+  Unit held[kRowVectors];
+  tile::for_each_vector<kRowVectors>(
       a.row_bytes / static_cast<int64_t>(sizeof(Unit)),
       [&](int slot, int64_t index) { held[slot] = there ? load_unit(from + index) : Unit{}; },
-      [&](int slot, int64_t index) { to[index] = held[slot]; });
+      [&](int slot, int64_t index) { store_unit(to + index, held[slot]); });
 }
-
-// Rows of elements, by vectors of 16 bytes; the last one may be cut off where kWhole does not exclude it.
-template <typename Element, bool kWhole>
-struct Row {
-  static constexpr int kPerVector = kElementsPerVector<Element>;
-
-  __device__ static int64_t vectors(int64_t hidden) { return (hidden + kPerVector - 1) / kPerVector; }
-
-  __device__ __forceinline__ static Words4 load(const void* row, int64_t index, int64_t hidden) {
-    const Element* from = static_cast<const Element*>(row) + index * kPerVector;
-    if constexpr (kWhole) return arch::load_streaming(from);
-    return tile::load_elements(from, static_cast<int>(min(int64_t{kPerVector}, hidden - index * kPerVector)));
-  }
-  __device__ __forceinline__ static void store(void* row, int64_t index, int64_t hidden,
-                                               const float (&values)[kPerVector]) {
-    Element* to = static_cast<Element*>(row) + index * kPerVector;
-    const Words4 packed = tile::pack<Element>(values);
-    if constexpr (kWhole)
-      *reinterpret_cast<Words4*>(to) = packed;
-    else
-      tile::store_elements(to, packed, static_cast<int>(min(int64_t{kPerVector}, hidden - index * kPerVector)));
-  }
-  __device__ static const void* at(const void* data, int64_t row, int64_t stride) {
-    return static_cast<const Element*>(data) + row * stride;
-  }
-  __device__ static void* at(void* data, int64_t row, int64_t stride) {
-    return static_cast<Element*>(data) + row * stride;
-  }
-};
 
 template <typename Element, bool kWhole>
 __device__ __forceinline__ void dispatch_fp8(const DispatchFp8Arguments& a) {
   using R = Row<Element, kWhole>;
-  constexpr int kThreads = kDispatchScaleBlock / R::kPerVector, kRows = kDispatchMaxThreads / kThreads;
-  __shared__ uint32_t scratch[kDispatchMaxThreads / 32];
-  __shared__ float scales[kDispatchVectors][kRows];
+  constexpr int kThreads = kDispatchScaleBlock / R::kPerVector, kRows = kRowBlockThreads / kThreads;
+  __shared__ uint32_t scratch[kRowBlockThreads / 32];
+  __shared__ float scales[kRowVectors][kRows];
   arch::wait_for_previous_launch();
   arch::allow_next_launch();
   const int64_t first_row = int64_t{blockIdx.x / a.spans} * kRows, row = first_row + threadIdx.y;
-  const int64_t first_block = int64_t{blockIdx.x % a.spans} * kDispatchVectors;
+  const int64_t first_block = int64_t{blockIdx.x % a.spans} * kRowVectors;
   const int64_t vectors = row < a.rows ? R::vectors(a.hidden) : 0;
   const int thread = threadIdx.y * kThreads + threadIdx.x;
   int32_t token = -1;
@@ -120,13 +79,13 @@ __device__ __forceinline__ void dispatch_fp8(const DispatchFp8Arguments& a) {
   token = static_cast<int32_t>(arch::lane_value(token, thread % 32 / kThreads * kThreads));
   const bool there = is_within(token, a.tokens);
   const void* from = R::at(a.x, there ? token : 0, a.x_stride);
-  Words4 held[kDispatchVectors] = {};
+  Words4 held[kRowVectors] = {};
 #pragma unroll
-  for (int slot = 0; slot < kDispatchVectors; ++slot)
+  for (int slot = 0; slot < kRowVectors; ++slot)
     if (const int64_t index = (first_block + slot) * kThreads + threadIdx.x; there && index < vectors)
       held[slot] = R::load(from, index, a.hidden);
 #pragma unroll
-  for (int slot = 0; slot < kDispatchVectors; ++slot) {
+  for (int slot = 0; slot < kRowVectors; ++slot) {
     const uint32_t amax = tile::group_max(tile::amax_bits<Element>(held[slot]), thread, kThreads, scratch);
     const float scale = tile::scale_of(amax);
     if (threadIdx.x == 0) scales[slot][threadIdx.y] = scale;
@@ -137,7 +96,7 @@ __device__ __forceinline__ void dispatch_fp8(const DispatchFp8Arguments& a) {
     }
   }
   __syncthreads();
-  if (thread >= kDispatchVectors * kRows) return;
+  if (thread >= kRowVectors * kRows) return;
   const int slot = thread / kRows, row_of_block = thread % kRows;
   if (first_row + row_of_block < a.rows && (first_block + slot) * kDispatchScaleBlock < a.hidden)
     a.scale[(first_block + slot) * a.scale_block_stride + first_row + row_of_block] = scales[slot][row_of_block];
@@ -156,31 +115,37 @@ __device__ __forceinline__ void combine(const CombineArguments& a) {
   using R = Row<Element, kWhole>;
   arch::wait_for_previous_launch();
   arch::allow_next_launch();
-  const int64_t token = row_of_thread();
+  const int64_t token = tile::row_of_thread();
   if (token >= a.tokens) return;
   const int32_t* rows = a.rows + token * a.top_k;
   const float* weights = a.weights + token * a.top_k;
-  const int64_t vectors = R::vectors(a.hidden), step = int64_t{kDispatchVectors} * blockDim.x;
-  for (int64_t first = threadIdx.x; first < vectors; first += step) {
-    float sum[kDispatchVectors][R::kPerVector] = {};
+  const int64_t vectors = R::vectors(a.hidden), step = int64_t{kRowVectors} * blockDim.x;
+  for (int64_t round = 0; round < vectors;
+       round += step) {  // lanes past the row's end stay: they take part in shuffles
+    const int64_t first = round + threadIdx.x;
+    float sum[kRowVectors][R::kPerVector] = {};
     // One addend of every vector of this thread: its loads are issued together.
     auto add_row = [&](const void* row, float weight) {
-      Words4 held[kDispatchVectors];
+      Words4 held[kRowVectors];
 #pragma unroll
-      for (int slot = 0; slot < kDispatchVectors; ++slot)
+      for (int slot = 0; slot < kRowVectors; ++slot)
         if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors)
           held[slot] = R::load(row, index, a.hidden);
 #pragma unroll
-      for (int slot = 0; slot < kDispatchVectors; ++slot)
+      for (int slot = 0; slot < kRowVectors; ++slot)
         if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors)
           add<Element>(sum[slot], weight, held[slot]);
     };
-    for (int j = 0; j < a.top_k; ++j)
-      if (const int32_t row = rows[j]; is_within(row, a.rows_of_y)) add_row(R::at(a.y, row, a.y_stride), weights[j]);
+    for (int j = 0; j < a.top_k; ++j) {
+      const int32_t row = once_per_warp([&] { return rows[j]; });
+      if (!is_within(row, a.rows_of_y)) continue;
+      const float weight = __int_as_float(once_per_warp([&] { return __float_as_int(weights[j]); }));
+      add_row(R::at(a.y, row, a.y_stride), weight);
+    }
     if (a.shared) add_row(R::at(a.shared, token, a.shared_stride), 1.0f);
     if (a.residual) add_row(R::at(a.residual, token, a.residual_stride), 1.0f);
 #pragma unroll
-    for (int slot = 0; slot < kDispatchVectors; ++slot)
+    for (int slot = 0; slot < kRowVectors; ++slot)
       if (const int64_t index = first + slot * int64_t{blockDim.x}; index < vectors)
         R::store(R::at(a.out, token, a.hidden), index, a.hidden, sum[slot]);
   }
@@ -189,23 +154,26 @@ __device__ __forceinline__ void combine(const CombineArguments& a) {
 template <typename Element, bool kWhole>
 __device__ __forceinline__ void combine_backward(const CombineBackwardArguments& a) {
   using R = Row<Element, kWhole>;
-  __shared__ float scratch[kDispatchMaxThreads / 32];
+  __shared__ float scratch[kRowBlockThreads / 32];
   arch::wait_for_previous_launch();
   arch::allow_next_launch();
-  const int64_t row = row_of_thread();
-  const int32_t token = row < a.rows_of_y ? a.token_ids[row] : -1;
-  int64_t assignment = -1;
-  if (is_within(token, a.tokens))
-    for (int j = 0; j < a.top_k && assignment < 0; ++j)
-      if (a.rows[token * int64_t{a.top_k} + j] == row) assignment = token * int64_t{a.top_k} + j;
-  const bool owned = assignment >= 0;
-  const float weight = owned ? a.weights[assignment] : 0.0f;
+  const int64_t row = tile::row_of_thread();
+  const int32_t token = once_per_warp([&] { return row < a.rows_of_y ? a.token_ids[row] : -1; });
+  const int32_t choice = once_per_warp([&] {  // the one that names this row
+    if (is_within(token, a.tokens))
+      for (int j = 0; j < a.top_k; ++j)
+        if (a.rows[token * int64_t{a.top_k} + j] == row) return j;
+    return -1;
+  });
+  const bool owned = choice >= 0;
+  const int64_t assignment = token * int64_t{a.top_k} + choice;
+  const float weight = __int_as_float(once_per_warp([&] { return owned ? __float_as_int(a.weights[assignment]) : 0; }));
   const void* grad_out = R::at(a.grad_out, owned ? token : 0, a.grad_out_stride);
   const void* y = R::at(a.y, owned ? row : 0, a.y_stride);
   void* grad_y = R::at(a.grad_y, row, a.hidden);
   float dot = 0.0f;
-  Words4 grads[kDispatchVectors], values[kDispatchVectors];
-  for_each_vector(
+  Words4 grads[kRowVectors], values[kRowVectors];
+  tile::for_each_vector<kRowVectors>(
       row < a.rows_of_y ? R::vectors(a.hidden) : 0,
       [&](int slot, int64_t index) {
         if (!owned) return;
@@ -230,10 +198,8 @@ __device__ __forceinline__ void combine_backward(const CombineBackwardArguments&
 
 }  // namespace
 
-#define HK_KERNEL(name, Arguments, body)                                                                        \
-  extern "C" __global__ void __launch_bounds__(kDispatchMaxThreads) name(const __grid_constant__ Arguments a) { \
-    body(a);                                                                                                    \
-  }
+#define HK_KERNEL(name, Arguments, body) \
+  extern "C" __global__ void __launch_bounds__(kRowBlockThreads) name(const __grid_constant__ Arguments a) { body(a); }
 HK_KERNEL(dispatch_rows, DispatchArguments, dispatch_rows<Words4>)
 HK_KERNEL(dispatch_rows_any, DispatchArguments, dispatch_rows<uint8_t>)
 #define HK_KERNELS(suffix, Element, whole)                                               \

@@ -6,6 +6,7 @@ from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_gemm_wgrad_, 
 from hunyuan_kernels.ops.moe import Experts, Fp8Experts, SharedExpert, expert_mlp, moe
 from hunyuan_kernels.ops.quantize import quantize_fp8
 from hunyuan_kernels.ops.routing import Routing, load_balancing_loss, route, routing_from_ids
+from hunyuan_kernels.ops.swiglu import swiglu
 
 __all__ = [
     "Experts",
@@ -28,4 +29,5 @@ __all__ = [
     "quantize_fp8",
     "route",
     "routing_from_ids",
+    "swiglu",
 ]

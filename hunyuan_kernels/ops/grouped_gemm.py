@@ -179,13 +179,6 @@ def _fake_swiglu(a: Tensor, gate_up: Tensor, expert_offsets: Tensor) -> Tensor:
     return _fake_swiglu_preactivation(a, gate_up, expert_offsets)[0]
 
 
-def _fake_swiglu_backward(grad_out: Tensor, preactivation: Tensor) -> Tensor:
-    shapes = f"grad_out has shape {list(grad_out.shape)}, preactivation {list(preactivation.shape)}"
-    same = grad_out.shape[0] == preactivation.shape[0] and 2 * grad_out.shape[1] == preactivation.shape[1]
-    _check(same, "swiglu_backward", f"{shapes}; required: [S, I] and [S, 2I]")
-    return preactivation.new_empty(preactivation.shape)
-
-
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +207,7 @@ def _swiglu_preactivation_backward(
     a, gate_up, expert_offsets, preactivation = ctx.saved_tensors
     grad = grad_preactivation
     if grad_out is not None:
-        grad = ops.swiglu_backward(grad_out, preactivation)
+        grad = ops.swiglu_backward(grad_out, preactivation, expert_offsets)
         if grad_preactivation is not None:
             grad = grad + grad_preactivation
     if grad is None:
@@ -225,7 +218,7 @@ def _swiglu_preactivation_backward(
 def _swiglu_backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     a, gate_up, expert_offsets = ctx.saved_tensors
     preactivation = ops.grouped_gemm(a, gate_up, expert_offsets)
-    grad = ops.swiglu_backward(grad_out, preactivation)
+    grad = ops.swiglu_backward(grad_out, preactivation, expert_offsets)
     return *_operand_gradients(ctx, grad, a, gate_up, expert_offsets), None
 
 
@@ -249,24 +242,6 @@ def _wgrad_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return by_grad_out, by_a, None, None
 
 
-def _save_two(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _swiglu_second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """With s = sigmoid(gate): silu' = s (1 + gate (1 - s)), silu'' = s (1 - s) (2 + gate (1 - 2 s))."""
-    grad_out, preactivation = ctx.saved_tensors
-    out = grad_out.float()
-    gate, up = preactivation.float().chunk(2, dim=1)
-    to_gate, to_up = grad.float().chunk(2, dim=1)
-    s = gate.sigmoid()
-    first, second = s * (1 + gate * (1 - s)), s * (1 - s) * (2 + gate * (1 - 2 * s))
-    by_out = to_gate * up * first + to_up * gate * s
-    by_gate = out * (to_gate * up * second + to_up * first)
-    by_up = out * to_gate * first
-    return by_out.to(grad_out.dtype), torch.cat([by_gate, by_up], dim=1).to(preactivation.dtype)
-
-
 def _register() -> None:
     fakes: dict[str, Callable[..., Any]] = {
         "grouped_gemm": _fake_grouped_gemm,
@@ -275,7 +250,6 @@ def _register() -> None:
         "grouped_gemm_wgrad_": _fake_wgrad_,
         "grouped_swiglu": _fake_swiglu,
         "grouped_swiglu_preactivation": _fake_swiglu_preactivation,
-        "swiglu_backward": _fake_swiglu_backward,
     }
     for name, fake in fakes.items():
         torch.library.register_fake(qualified(name), fake)
@@ -285,7 +259,6 @@ def _register() -> None:
         "grouped_swiglu_preactivation": (_swiglu_preactivation_backward, _save_preactivation),
         "grouped_gemm_dgrad": (_dgrad_backward, _save_operands),
         "grouped_gemm_wgrad": (_wgrad_backward, _save_operands),
-        "swiglu_backward": (_swiglu_second_backward, _save_two),
     }
     for name, (backward, setup_context) in gradients.items():
         torch.library.register_autograd(qualified(name), backward, setup_context=setup_context)

@@ -64,6 +64,16 @@ CASES = {
         lambda a, b: reference.grouped_gemm.grouped_swiglu(a, b, OFFSETS),
         [(ROWS, 6), (EXPERTS, 10, 6)],
     ),
+    "swiglu": (
+        hk.swiglu,
+        reference.swiglu.swiglu,
+        [(ROWS, 10)],
+    ),
+    "swiglu with rows of no expert": (
+        lambda x: hk.swiglu(x, OFFSETS),
+        lambda x: reference.swiglu.swiglu(x, OFFSETS),
+        [(ROWS, 10)],
+    ),
     "route": (
         lambda logits: hk.route(logits, 2).weights,
         lambda logits: eager_weights(logits, hk.route(logits.detach().float(), 2).expert_ids, True),

@@ -19,9 +19,9 @@ namespace {
 // One per stem, sorted.
 #include "cpu/isa/dispatch.inl"
 #include "cpu/isa/gemm.inl"
-#include "cpu/isa/grouped_gemm.inl"
 #include "cpu/isa/quantize.inl"
 #include "cpu/isa/routing.inl"
+#include "cpu/isa/swiglu.inl"
 
 }  // namespace
 
@@ -29,9 +29,9 @@ const Microkernels HK_PASTE(HK_ISA, _microkernels) = {
     .name = HK_STRING(HK_ISA),
     .dispatch = dispatch_kernels,
     .gemm = gemm_kernels,
-    .grouped_gemm = grouped_gemm_kernels,
     .quantize = quantize_kernels,
     .routing = routing_kernels,
+    .swiglu = swiglu_kernels,
 };
 
 }  // namespace hunyuan_kernels::cpu

@@ -6,9 +6,9 @@
 #pragma once
 #include "cpu/isa/dispatch.h"
 #include "cpu/isa/gemm.h"
-#include "cpu/isa/grouped_gemm.h"
 #include "cpu/isa/quantize.h"
 #include "cpu/isa/routing.h"
+#include "cpu/isa/swiglu.h"
 
 namespace hunyuan_kernels::cpu {
 
@@ -16,9 +16,9 @@ struct Microkernels {
   const char* name;  // "portable", "avx2", "avx512", "avx512_bf16", "neon"
   DispatchKernels dispatch;
   GemmKernels gemm;
-  GroupedGemmKernels grouped_gemm;
   QuantizeKernels quantize;
   RoutingKernels routing;
+  SwigluKernels swiglu;
 };
 
 // The best table that this CPU runs, or the one that this thread forced (tests). HUNYUAN_KERNELS_ISA=<name> in the

@@ -4,8 +4,8 @@
 HK_INLINE Floats swiglu_of(Floats gate, Floats up) { return gate / (1.0f + exp_of(-gate)) * up; }
 
 template <typename Element>
-void swiglu_rows(const float* gate, const float* up, int width, int64_t rows, int64_t columns, Element* out,
-                 int64_t out_stride) {
+void swiglu_tile_of(const float* gate, const float* up, int width, int64_t rows, int64_t columns, Element* out,
+                    int64_t out_stride) {
   for (int64_t row = 0; row < rows; ++row, gate += width, up += width, out += out_stride) {
     int64_t c = 0;
     for (; c + kFloats <= columns; c += kFloats) store(out + c, swiglu_of(load(gate + c), load(up + c)));
@@ -16,12 +16,28 @@ void swiglu_rows(const float* gate, const float* up, int width, int64_t rows, in
   }
 }
 
-void swiglu(const float* gate, const float* up, int width, int64_t rows, int64_t columns, DType dtype, void* out,
-            int64_t out_stride) {
+void swiglu_tile(const float* gate, const float* up, int width, int64_t rows, int64_t columns, DType dtype, void* out,
+                 int64_t out_stride) {
   if (dtype == DType::bfloat16)
-    swiglu_rows(gate, up, width, rows, columns, static_cast<bfloat16*>(out), out_stride);
+    swiglu_tile_of(gate, up, width, rows, columns, static_cast<bfloat16*>(out), out_stride);
   else
-    swiglu_rows(gate, up, width, rows, columns, static_cast<float*>(out), out_stride);
+    swiglu_tile_of(gate, up, width, rows, columns, static_cast<float*>(out), out_stride);
+}
+
+template <typename Element>
+void swiglu_forward_run(const Element* gate, const Element* up, int64_t n, Element* out) {
+  for (int64_t i = 0; i < n; i += kFloats) {
+    const int count = static_cast<int>(minimum(kFloats, n - i));
+    store_lanes(out + i, swiglu_of(load_lanes(gate + i, count), load_lanes(up + i, count)), count);
+  }
+}
+
+void swiglu_forward(const void* gate, const void* up, DType dtype, int64_t n, void* out) {
+  if (dtype == DType::bfloat16)
+    swiglu_forward_run(static_cast<const bfloat16*>(gate), static_cast<const bfloat16*>(up), n,
+                       static_cast<bfloat16*>(out));
+  else
+    swiglu_forward_run(static_cast<const float*>(gate), static_cast<const float*>(up), n, static_cast<float*>(out));
 }
 
 template <typename Element>
@@ -47,4 +63,4 @@ void swiglu_backward(const void* grad_out, const void* gate, const void* up, DTy
                         static_cast<const float*>(up), n, static_cast<float*>(grad_gate), static_cast<float*>(grad_up));
 }
 
-constexpr GroupedGemmKernels grouped_gemm_kernels = {swiglu, swiglu_backward};
+constexpr SwigluKernels swiglu_kernels = {swiglu_tile, swiglu_forward, swiglu_backward};

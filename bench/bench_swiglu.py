@@ -1,0 +1,5 @@
+"""Benchmarks of the stem ``swiglu``: the cases and baselines of its spec."""
+
+
+def test_swiglu(run):
+    run()
