@@ -249,38 +249,71 @@ Tensor route_backward(Tensor grad_weights_given, Tensor logits_given, Tensor exp
   return grad_logits;
 }
 
-// logits [T, E] and demand [E] of the loss, the latter contiguous.
-Tensor checked_demand(const char* op, const Tensor& logits, const Tensor& demand) {
-  check_cpu(op, "demand", demand);
-  check_dtype(op, "demand", demand, {ScalarType::Int});
-  check_shape(op, "demand", demand, {logits.size(1)}, "[E]");
-  return torch::stable::contiguous(demand);
-}
+// What the loss and its gradient share: logits [T, E], demand [E] (contiguous), num_tokens.
+struct LossInputs {
+  LossInputs(const char* op_, const Tensor& logits_given, const Tensor& demand_given,
+             const std::optional<Tensor>& num_tokens_)
+      : op(op_), logits(checked_logits(op, logits_given)), num_tokens(num_tokens_) {
+    check_num_tokens(op, num_tokens, "logits", logits);
+    check_same_device(op, "demand", demand_given, "logits", logits);
+    check_dtype(op, "demand", demand_given, {ScalarType::Int});
+    check_shape(op, "demand", demand_given, {logits.size(1)}, "[E]");
+    check(logits.size(0) < kInt32Limit, op, "logits", "has ", logits.size(0), " tokens; allowed: fewer than 2^31");
+    demand = torch::stable::contiguous(demand_given);
+  }
 
-Tensor load_balancing_loss(Tensor logits_given, Tensor demand_given, std::optional<Tensor> num_tokens) {
-  constexpr const char* op = "load_balancing_loss";
-  const Tensor logits = checked_logits(op, logits_given);
-  check_cpu(op, "logits", logits);
-  check_num_tokens(op, num_tokens, "logits", logits);
-  const Tensor demand = checked_demand(op, logits, demand_given);
-  Tensor loss = empty({}, ScalarType::Float, logits);
-  *data<float>(loss) = cpu::load_balancing_loss(logit_rows(logits), valid_tokens(num_tokens, logits.size(0)),
-                                                const_data<int32_t>(demand), torch_threads());
+  host::LossPlan plan(bool backward) const {
+    return host::plan_loss(op, to_dtype(logits.scalar_type()), logits.size(0), logits.size(1), backward);
+  }
+  // `alignment` of all rows, in bytes.
+  kernels::LoadBalancingLossArguments device_arguments(DeviceCall& call, int64_t alignment) const {
+    kernels::LoadBalancingLossArguments a{};
+    a.logits = call.reads<void>("logits", logits), a.logits_stride = logits.stride(0);
+    if (num_tokens) a.num_tokens = call.reads<int32_t>("num_tokens", *num_tokens);
+    a.demand = call.reads<int32_t>("demand", demand);
+    a.vectors = host::logits_are_vectors(logits.size(1), to_dtype(logits.scalar_type()), alignment);
+    return a;
+  }
+
+  const char* op;
+  Tensor logits, demand;
+  std::optional<Tensor> num_tokens;
+};
+
+Tensor load_balancing_loss(Tensor logits, Tensor demand, std::optional<Tensor> num_tokens) {
+  const LossInputs in("load_balancing_loss", logits, demand, num_tokens);
+  Tensor loss = empty({}, ScalarType::Float, in.logits);
+  if (DeviceCall call(in.op, in.logits); call) {
+    const host::LossPlan plan = in.plan(false);
+    auto a = in.device_arguments(call, row_alignment(in.logits));
+    const Tensor partial_sums = empty({plan.blocks}, ScalarType::Double, in.logits);
+    a.partial_sums = call.writes<double>("partial sums", partial_sums);
+    a.loss = call.writes<float>("loss", loss);
+    host::launch_loss(plan, a, call.stream());
+    call.finish();
+    return loss;
+  }
+  *data<float>(loss) = cpu::load_balancing_loss(logit_rows(in.logits), valid_tokens(num_tokens, in.logits.size(0)),
+                                                const_data<int32_t>(in.demand), torch_threads());
   return loss;
 }
 
-Tensor load_balancing_loss_backward(Tensor grad_loss, Tensor logits_given, Tensor demand_given,
-                                    std::optional<Tensor> num_tokens) {
-  constexpr const char* op = "load_balancing_loss_backward";
-  const Tensor logits = checked_logits(op, logits_given);
-  check_cpu(op, "logits", logits);
-  check_num_tokens(op, num_tokens, "logits", logits);
-  const Tensor demand = checked_demand(op, logits, demand_given);
-  check_dtype(op, "grad_loss", grad_loss, {ScalarType::Float});
-  check(grad_loss.numel() == 1, op, "grad_loss", "has shape ", shape_text(grad_loss), "; one element is required");
-  Tensor grad_logits = empty({logits.size(0), logits.size(1)}, logits.scalar_type(), logits);
-  cpu::load_balancing_loss_backward(logit_rows(logits), valid_tokens(num_tokens, logits.size(0)),
-                                    const_data<int32_t>(demand), *const_data<float>(grad_loss),
+Tensor load_balancing_loss_backward(Tensor grad_loss, Tensor logits, Tensor demand, std::optional<Tensor> num_tokens) {
+  const LossInputs in("load_balancing_loss_backward", logits, demand, num_tokens);
+  check_same_device(in.op, "grad_loss", grad_loss, "logits", in.logits);
+  check_dtype(in.op, "grad_loss", grad_loss, {ScalarType::Float});
+  check(grad_loss.numel() == 1, in.op, "grad_loss", "has shape ", shape_text(grad_loss), "; one element is required");
+  Tensor grad_logits = empty({in.logits.size(0), in.logits.size(1)}, in.logits.scalar_type(), in.logits);
+  if (DeviceCall call(in.op, in.logits); call) {
+    auto a = in.device_arguments(call, minimum(row_alignment(in.logits), row_alignment(grad_logits)));
+    a.grad_loss = call.reads<float>("grad_loss", grad_loss);
+    a.grad_logits = call.writes<void>("grad_logits", grad_logits);
+    host::launch_loss(in.plan(true), a, call.stream());
+    call.finish();
+    return grad_logits;
+  }
+  cpu::load_balancing_loss_backward(logit_rows(in.logits), valid_tokens(num_tokens, in.logits.size(0)),
+                                    const_data<int32_t>(in.demand), *const_data<float>(grad_loss),
                                     grad_logits.mutable_data_ptr(), torch_threads());
   return grad_logits;
 }
@@ -304,16 +337,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
   m.def("load_balancing_loss_backward(Tensor grad_loss, Tensor logits, Tensor demand, Tensor? num_tokens) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
-  m.impl("route", TORCH_BOX(&hunyuan_kernels::route));
-  m.impl("routing_from_ids", TORCH_BOX(&hunyuan_kernels::routing_from_ids));
-  m.impl("route_backward", TORCH_BOX(&hunyuan_kernels::route_backward));
-  m.impl("load_balancing_loss", TORCH_BOX(&hunyuan_kernels::load_balancing_loss));
-  m.impl("load_balancing_loss_backward", TORCH_BOX(&hunyuan_kernels::load_balancing_loss_backward));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CUDA, m) {
-  m.impl("route", TORCH_BOX(&hunyuan_kernels::route));
-  m.impl("routing_from_ids", TORCH_BOX(&hunyuan_kernels::routing_from_ids));
-  m.impl("route_backward", TORCH_BOX(&hunyuan_kernels::route_backward));
-}
+#define HK_ROUTING_FOR(backend)                                                                        \
+  STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, backend, m) {                                             \
+    m.impl("route", TORCH_BOX(&hunyuan_kernels::route));                                               \
+    m.impl("routing_from_ids", TORCH_BOX(&hunyuan_kernels::routing_from_ids));                         \
+    m.impl("route_backward", TORCH_BOX(&hunyuan_kernels::route_backward));                             \
+    m.impl("load_balancing_loss", TORCH_BOX(&hunyuan_kernels::load_balancing_loss));                   \
+    m.impl("load_balancing_loss_backward", TORCH_BOX(&hunyuan_kernels::load_balancing_loss_backward)); \
+  }
+HK_ROUTING_FOR(CPU)
+HK_ROUTING_FOR(CUDA)
+#undef HK_ROUTING_FOR

@@ -116,4 +116,41 @@ void launch_route_backward(const char* op, DType dtype, kernels::RouteBackwardAr
   stream.launch(plan_route_backward(op, dtype, arguments.tokens, arguments.experts), parameters);
 }
 
+LossPlan plan_loss(const char* op, DType dtype, int64_t tokens, int64_t experts, bool backward) {
+  check_experts(op, experts);
+  const int slots = slots_for(experts);
+  const int64_t lanes = power_of_two_from(ceil_div(experts, int64_t{slots}));
+  LossPlan plan{tokens, experts, ceil_div(tokens, kernels::kLossPasses * kernels::kLossThreads / lanes), {}};
+  driver::KernelLaunch launch;
+  launch.stem = "routing";
+  launch.block.x = kernels::kLossThreads;
+  if (plan.blocks > 0) {
+    launch.kernel = std::string(backward ? "routing_loss_backward_" : "routing_loss_") + source_name(dtype) + "_" +
+                    std::to_string(slots);
+    launch.grid.x = static_cast<uint32_t>(plan.blocks);
+    plan.launches.push_back(launch);
+  }
+  if (!backward) {  // without tokens the loss is 0
+    launch.kernel = "routing_loss_sum";
+    launch.grid.x = 1;
+    plan.launches.push_back(launch);
+  }
+  return plan;
+}
+
+std::string LossPlan::text() const {
+  std::string text =
+      "load-balancing loss of " + std::to_string(tokens) + " tokens, " + std::to_string(experts) + " experts";
+  for (const driver::KernelLaunch& launch : launches) text += "\n  " + launch.text();
+  return text;
+}
+
+void launch_loss(const LossPlan& plan, kernels::LoadBalancingLossArguments arguments, driver::Stream& stream) {
+  arguments.tokens = static_cast<int32_t>(plan.tokens);
+  arguments.experts = static_cast<int32_t>(plan.experts);
+  arguments.blocks = static_cast<int32_t>(plan.blocks);
+  void* parameters[] = {&arguments};
+  for (const driver::KernelLaunch& launch : plan.launches) stream.launch(launch, parameters);
+}
+
 }  // namespace hunyuan_kernels::host

@@ -42,4 +42,16 @@ driver::KernelLaunch plan_route_backward(const char* op, DType dtype, int64_t to
 void launch_route_backward(const char* op, DType dtype, kernels::RouteBackwardArguments arguments,
                            driver::Stream& stream);
 
+// load_balancing_loss and its gradient.
+struct LossPlan {
+  int64_t tokens, experts;
+  int64_t blocks;  // of the first launch: partial sums, of 8 bytes each, in the workspace of the loss
+  std::vector<driver::KernelLaunch> launches;
+
+  std::string text() const;
+};
+
+LossPlan plan_loss(const char* op, DType dtype, int64_t tokens, int64_t experts, bool backward);
+void launch_loss(const LossPlan& plan, kernels::LoadBalancingLossArguments arguments, driver::Stream& stream);
+
 }  // namespace hunyuan_kernels::host

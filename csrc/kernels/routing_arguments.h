@@ -44,10 +44,25 @@ struct RouteBackwardArguments {
   bool vectors;  // as above, for both logits and grad_logits
 };
 
+struct LoadBalancingLossArguments {
+  const void* logits;         // [tokens, experts]
+  const int32_t* num_tokens;  // one element, or null: all tokens count
+  const int32_t* demand;      // [experts]
+  double* partial_sums;       // [blocks], workspace; the gradient has none
+  float* loss;                // one element
+  const float* grad_loss;     // one element; of the gradient, as grad_logits
+  void* grad_logits;          // [tokens, experts], contiguous
+  int64_t logits_stride;
+  int32_t tokens, experts, blocks;
+  bool vectors;  // as above, for both logits and grad_logits
+};
+
 constexpr int kRoutingChunk = 512;  // tokens of a block, and its threads
 constexpr int kRoutingCluster = 8;  // blocks of a cluster, at most
 constexpr int kRoutingMaxExperts = 512;
 constexpr int kRoutingBackwardThreads = 256;
+constexpr int kLossThreads = 256;  // of the loss and its gradient
+constexpr int kLossPasses = 4;     // of a block over as many tokens as its lanes hold at once
 
 // Dynamic shared memory of the routing kernels: see Shared in routing_sm90.cu.
 constexpr int64_t routing_shared_bytes(int64_t top_k, int64_t experts) {

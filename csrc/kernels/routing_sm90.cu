@@ -1,4 +1,5 @@
-// route, routing_from_ids: from logits, or the ids of another router, to rows of an expert-major batch.
+// route, routing_from_ids, load_balancing_loss. The first two: from logits, or the ids of another router, to rows of an
+// expert-major batch.
 //
 // First phase   ids and weights of every token (softmax and top-k of its logits), and counts [choice, expert] of every
 //               chunk of kRoutingChunk tokens.
@@ -19,6 +20,9 @@
 //           memory.
 // Bounds    ids out of range mean no expert; num_tokens is kept within 0 and T. Results do not depend on the schedule:
 //           shared-memory atomics add integers.
+// Loss      load_balancing_loss = E / n^2 sum_t sum_e p[t, e] demand[e] over the n tokens that count, p the softmax: a
+//           launch leaves an fp64 sum per block, a second one of a single block adds them up, in a fixed order. Its
+//           gradient d/dlogit[t, e] = g E / n^2 p[t, e] (demand[e] - sum_f p[t, f] demand[f]) is one launch.
 // Limits    the second phase reads the counts of all chunks in every block: quadratic in T beyond some 100,000 tokens.
 #include "arch/cluster.cuh"
 #include "arch/launch.cuh"
@@ -26,6 +30,7 @@
 #include "kernels/routing_arguments.h"
 #include "tile/expert_lanes.cuh"
 #include "tile/rank.cuh"
+#include "tile/reduce.cuh"
 
 namespace hunyuan_kernels::kernels {
 namespace {
@@ -302,6 +307,60 @@ __device__ __forceinline__ void route_backward(const RouteBackwardArguments& a) 
   if (token < a.tokens) row.store(static_cast<Element*>(a.grad_logits) + token * a.experts, a.vectors);
 }
 
+// ---- load-balancing loss -------------------------------------------------------------------------------------------
+
+// f(token, row, dot) for each token of this block's passes, by all lanes; `row` holds its probabilities, not yet
+// divided by their sum, and dot = sum_e p[e] demand[e].
+template <typename Element, int kSlots, typename F>
+__device__ __forceinline__ void for_each_balance(const LoadBalancingLossArguments& a, int32_t valid, F&& f) {
+  const int lanes = lanes_for<kSlots>(a.experts), per_pass = kLossThreads / lanes;
+  tile::ExpertLanes<Element, kSlots> row(a.experts, lanes);
+  float demand[kSlots];
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot)
+    demand[slot] = row.expert(slot) < a.experts ? static_cast<float>(a.demand[row.expert(slot)]) : 0.0f;
+  for (int pass = 0; pass < kLossPasses; ++pass) {
+    const int64_t token = (int64_t{blockIdx.x} * kLossPasses + pass) * per_pass + threadIdx.x / lanes;
+    row.load(static_cast<const Element*>(a.logits) + token * a.logits_stride, token < valid, a.vectors);
+    const float maximum = row.maximum(), sum = row.sum_of_exponentials(maximum);
+    float dot = 0.0f;
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+      row.value[slot] = __fdiv_rn(expf(row.value[slot] - maximum), sum);
+      dot = fmaf(row.value[slot], demand[slot], dot);
+    }
+    f(token, row, demand, row.group_sum(dot));
+  }
+}
+
+template <typename Element, int kSlots>
+__device__ __forceinline__ void loss(const LoadBalancingLossArguments& a) {
+  __shared__ double scratch[kLossThreads / 32];
+  arch::wait_for_previous_launch();
+  arch::allow_next_launch();
+  const int32_t valid = counted_tokens(a.num_tokens, a.tokens);
+  double sum = 0.0;
+  for_each_balance<Element, kSlots>(a, valid, [&](int64_t token, const auto& row, const float (&)[kSlots], float dot) {
+    if (row.lane == 0 && token < valid) sum += dot;
+  });
+  sum = tile::block_sum(sum, scratch);
+  if (threadIdx.x == 0) a.partial_sums[blockIdx.x] = sum;
+}
+
+template <typename Element, int kSlots>
+__device__ __forceinline__ void loss_backward(const LoadBalancingLossArguments& a) {
+  arch::wait_for_previous_launch();
+  arch::allow_next_launch();
+  const int32_t valid = counted_tokens(a.num_tokens, a.tokens);
+  const float n = static_cast<float>(max(valid, 1)), factor = *a.grad_loss * static_cast<float>(a.experts) / n / n;
+  for_each_balance<Element, kSlots>(a, valid, [&](int64_t token, auto& row, const float (&demand)[kSlots], float dot) {
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot)
+      row.value[slot] = token < valid ? factor * row.value[slot] * (demand[slot] - dot) : 0.0f;
+    if (token < a.tokens) row.store(static_cast<Element*>(a.grad_logits) + token * a.experts, a.vectors);
+  });
+}
+
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
 extern __shared__ uint32_t shared_words[];
@@ -347,11 +406,19 @@ __device__ __forceinline__ void route_in_one_cluster(const RoutingArguments& a, 
   }
 HK_FIRST_PHASES(int32, false, take_given<int32_t>)
 HK_FIRST_PHASES(int64, false, take_given<int64_t>)
-#define HK_KERNELS(suffix, Element, slots)                                                    \
-  HK_FIRST_PHASES(suffix##_##slots, true, (choose<Element, slots>))                           \
-  extern "C" __global__ void __launch_bounds__(kRoutingBackwardThreads)                       \
-      routing_backward_##suffix##_##slots(const __grid_constant__ RouteBackwardArguments a) { \
-    route_backward<Element, slots>(a);                                                        \
+#define HK_KERNELS(suffix, Element, slots)                                                             \
+  HK_FIRST_PHASES(suffix##_##slots, true, (choose<Element, slots>))                                    \
+  extern "C" __global__ void __launch_bounds__(kRoutingBackwardThreads)                                \
+      routing_backward_##suffix##_##slots(const __grid_constant__ RouteBackwardArguments a) {          \
+    route_backward<Element, slots>(a);                                                                 \
+  }                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(kLossThreads)                                           \
+      routing_loss_##suffix##_##slots(const __grid_constant__ LoadBalancingLossArguments a) {          \
+    loss<Element, slots>(a);                                                                           \
+  }                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(kLossThreads)                                           \
+      routing_loss_backward_##suffix##_##slots(const __grid_constant__ LoadBalancingLossArguments a) { \
+    loss_backward<Element, slots>(a);                                                                  \
   }
 HK_KERNELS(float32, float, 4)
 HK_KERNELS(float32, float, 8)
@@ -361,6 +428,19 @@ HK_KERNELS(bfloat16, bfloat16, 8)
 HK_KERNELS(bfloat16, bfloat16, 16)
 #undef HK_KERNELS
 #undef HK_FIRST_PHASES
+
+extern "C" __global__ void __launch_bounds__(kLossThreads)
+    routing_loss_sum(const __grid_constant__ LoadBalancingLossArguments a) {
+  __shared__ double scratch[kLossThreads / 32];
+  arch::wait_for_previous_launch();
+  arch::allow_next_launch();
+  double sum = 0.0;
+  for (int i = threadIdx.x; i < a.blocks; i += kLossThreads) sum += a.partial_sums[i];
+  sum = tile::block_sum(sum, scratch);
+  if (threadIdx.x != 0) return;
+  const double n = counted_tokens(a.num_tokens, a.tokens);
+  *a.loss = n > 0.0 ? static_cast<float>(sum * a.experts / (n * n)) : 0.0f;
+}
 
 extern "C" __global__ void __launch_bounds__(kRoutingChunk, 1)
     routing_assign(const __grid_constant__ RoutingArguments a) {

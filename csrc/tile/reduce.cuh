@@ -33,4 +33,20 @@ __device__ __forceinline__ float group_sum(float value, int thread, int threads,
   return value;
 }
 
+// Sum over a one-dimensional block of whole warps, in its first thread. Every thread calls it once; `scratch` holds one
+// number per warp. The order of the additions depends on the number of threads alone.
+__device__ __forceinline__ double block_sum(double value, double* scratch) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const uint32_t low = arch::exchange(static_cast<uint32_t>(__double2loint(value)), mask);
+    const uint32_t high = arch::exchange(static_cast<uint32_t>(__double2hiint(value)), mask);
+    value += __hiloint2double(static_cast<int>(high), static_cast<int>(low));
+  }
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int warp = 1; warp < static_cast<int>(blockDim.x / 32); ++warp) value += scratch[warp];
+  return value;
+}
+
 }  // namespace hunyuan_kernels::tile

@@ -189,7 +189,7 @@ def test_every_op_is_simulated_or_says_that_it_cannot_be():
                 break
         else:
             pytest.fail(f"{spec.name} ran, but not on the simulated GPU")
-    assert simulated >= {"quantize_fp8", "route", "routing_from_ids", "dispatch", "dispatch_fp8", "combine"}
+    assert simulated >= {"quantize_fp8", "route", "routing_from_ids", "dispatch", "dispatch_fp8", "combine", "swiglu"}
 
 
 def test_each_byte_is_counted_as_often_as_it_is_moved():
@@ -229,18 +229,28 @@ def test_quantize_moves_what_its_shapes_demand(recipe, read):
 
 
 @needs_device_code
-def test_dispatch_fp8_moves_what_its_shapes_demand():
-    """Each byte once, and scales, which lie M-major, in whole sectors."""
-    spec = next(spec for spec in all_specs() if spec.name == "dispatch_fp8")
-    routing = hk.route(torch.randn(512, 16), 1)
-    arguments = {"x": torch.randn(512, 1024).bfloat16(), "routing": routing}
+@pytest.mark.parametrize("name", ["dispatch", "dispatch_fp8", "combine", "swiglu"])
+def test_rows_move_what_their_shapes_demand(name):
+    """At Hunyuan-Large's hidden size: each byte once, in whole sectors (scales, too, which lie M-major); only the words
+    that a warp looks up take a sector each."""
+    spec = next(spec for spec in all_specs() if spec.name == name)
+    generator = torch.Generator().manual_seed(0)
+    routing = hk.route(torch.randn(128, 16, generator=generator), 1)
+    x, shared, residual = (torch.randn(128, 6400, generator=generator).bfloat16() for _ in range(3))
+    arguments = {
+        "combine": {"y": x, "routing": routing, "shared": shared, "residual": residual},
+        "swiglu": {"x": x, "expert_offsets": routing.expert_offsets},
+    }.get(name, {"x": x, "routing": routing})
     with hk.simulated_gpu(split_warps=False) as gpu:  # as a GPU runs: lanes together
-        outputs = hk.dispatch_fp8(**arguments)
+        got = spec.function(**arguments)
+    outputs = got if isinstance(got, tuple) else (got,)
     traffic = moved_bytes(gpu.reports).over(demanded_bytes(spec.work(arguments), outputs))
     assert traffic.read == pytest.approx(1.0, rel=1e-2)
     assert traffic.written == pytest.approx(1.0, rel=1e-3)
-    counters = gpu.reports[0].counters
+    (report,) = gpu.reports
+    counters = report.counters
     assert counters["global_store_sectors"] * 32 == pytest.approx(counters["global_store_bytes"], rel=1e-3)
+    assert counters["global_load_sectors"] * 32 <= 1.03 * counters["global_load_bytes"]
 
 
 @needs_device_code
