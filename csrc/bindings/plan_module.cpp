@@ -3,7 +3,10 @@
 #include <pybind11/stl.h>
 
 #include "bindings/python_module.h"
+#include "host/dispatch.h"
 #include "host/quantize.h"
+#include "host/routing.h"
+#include "host/swiglu.h"
 
 namespace py = pybind11;
 
@@ -12,15 +15,21 @@ namespace {
 
 py::tuple extent(const driver::Extent& e) { return py::make_tuple(e.x, e.y, e.z); }
 
+// What every plan shows.
+template <typename Plan>
+py::class_<Plan> plan_class(py::module_& m, const char* name) {
+  return py::class_<Plan>(m, name)
+      .def_readonly("launches", &Plan::launches)
+      .def("__str__", &Plan::text)
+      .def("__repr__", &Plan::text);
+}
+
 void register_quantize(py::module_& m) {
   using host::QuantizePlan;
-  py::class_<QuantizePlan>(m, "QuantizePlan")
+  plan_class<QuantizePlan>(m, "QuantizePlan")
       .def_readonly("row_regions", &QuantizePlan::row_regions, "regions of a matrix, one below the other")
       .def_readonly("column_regions", &QuantizePlan::column_regions, "regions of a matrix, side by side")
-      .def_readonly("workspace_bytes", &QuantizePlan::workspace_bytes)
-      .def_readonly("launches", &QuantizePlan::launches)
-      .def("__str__", &QuantizePlan::text)
-      .def("__repr__", &QuantizePlan::text);
+      .def_readonly("workspace_bytes", &QuantizePlan::workspace_bytes);
   m.def(
       "quantize",
       [](QuantizeRecipe recipe, DType dtype, int64_t rows, int64_t columns, int64_t matrices,
@@ -39,6 +48,70 @@ void register_quantize(py::module_& m) {
       "The plan of quantize_fp8 for x [matrices, rows, columns]; strides in elements (contiguous by default), "
       "alignment "
       "of x in bytes.");
+}
+
+void register_routing(py::module_& m) {
+  using host::LossPlan;
+  using host::RoutingPlan;
+  plan_class<RoutingPlan>(m, "RoutingPlan")
+      .def_readonly("chunks", &RoutingPlan::chunks, "of tokens, one for each block")
+      .def_property_readonly("workspace_bytes",
+                             [](const RoutingPlan& p) { return 4 * (p.counts_words + p.statistics_words); });
+  m.def(
+      "routing",
+      [](DType source, int64_t tokens, int64_t top_k, int64_t experts, std::optional<int64_t> capacity, bool recycle,
+         int capability, int shared_bytes) {
+        driver::DeviceProperties device;
+        device.capability = capability, device.shared_bytes = shared_bytes;
+        return host::plan_routing("route", {source, tokens, top_k, experts, capacity, recycle}, device);
+      },
+      py::kw_only(), py::arg("source"), py::arg("tokens"), py::arg("top_k"), py::arg("experts"),
+      py::arg("capacity") = py::none(), py::arg("recycle") = false, py::arg("capability") = 90,
+      py::arg("shared_bytes") = driver::DeviceProperties().shared_bytes,
+      "The plan of route (source: dtype of the logits) and routing_from_ids (source: dtype of the ids).");
+  m.def(
+      "route_backward",
+      [](DType dtype, int64_t tokens, int64_t experts) {
+        return host::plan_route_backward("route_backward", dtype, tokens, experts);
+      },
+      py::kw_only(), py::arg("dtype"), py::arg("tokens"), py::arg("experts"));
+  plan_class<LossPlan>(m, "LossPlan").def_property_readonly("workspace_bytes", [](const LossPlan& p) {
+    return p.launches.size() == 2 ? 8 * p.blocks : 0;
+  });
+  m.def(
+      "load_balancing_loss",
+      [](DType dtype, int64_t tokens, int64_t experts, bool backward) {
+        return host::plan_loss("load_balancing_loss", dtype, tokens, experts, backward);
+      },
+      py::kw_only(), py::arg("dtype"), py::arg("tokens"), py::arg("experts"), py::arg("backward") = false);
+}
+
+void register_rows(py::module_& m) {
+  using host::RowMovement;
+  py::native_enum<RowMovement>(m, "RowMovement", "enum.Enum")
+      .value("dispatch", RowMovement::dispatch)
+      .value("dispatch_fp8", RowMovement::dispatch_fp8)
+      .value("combine", RowMovement::combine)
+      .value("combine_backward", RowMovement::combine_backward)
+      .finalize();
+  plan_class<host::RowMovementPlan>(m, "RowMovementPlan");
+  m.def(
+      "row_movement",
+      [](RowMovement movement, DType dtype, int64_t rows, int64_t hidden, int64_t alignment) {
+        return host::plan_row_movement({movement, dtype, rows, hidden, alignment});
+      },
+      py::kw_only(), py::arg("movement"), py::arg("dtype"), py::arg("rows"), py::arg("hidden"),
+      py::arg("alignment") = 256,
+      "The plan of dispatch, dispatch_fp8, combine and combine_backward for rows [rows, hidden] that are written "
+      "(combine_backward: those of grad_y); alignment of every row in bytes.");
+  plan_class<host::SwigluPlan>(m, "SwigluPlan");
+  m.def(
+      "swiglu",
+      [](DType dtype, int64_t rows, int64_t columns, bool backward, int64_t alignment) {
+        return host::plan_swiglu({backward, dtype, rows, columns, alignment});
+      },
+      py::kw_only(), py::arg("dtype"), py::arg("rows"), py::arg("columns"), py::arg("backward") = false,
+      py::arg("alignment") = 256, "The plan of swiglu for x [rows, 2 columns]; alignment of every row in bytes.");
 }
 
 }  // namespace
@@ -70,6 +143,8 @@ void register_plans(py::module_& parent) {
       .def("__str__", &KernelLaunch::text)
       .def("__repr__", &KernelLaunch::text);
   register_quantize(m);
+  register_routing(m);
+  register_rows(m);
 }
 
 }  // namespace hunyuan_kernels

@@ -57,8 +57,10 @@ RoutingPlan plan_routing(const char* op, const RoutingProblem& problem, const dr
   launch.stem = "routing";
   launch.block.x = kernels::kRoutingChunk;
   launch.shared_bytes = static_cast<uint32_t>(shared_bytes);
-  const uint32_t cluster = power_of_two_from(minimum(plan.chunks, kernels::kRoutingCluster));
-  if (plan.chunks <= kernels::kRoutingCluster) {
+  // Without clusters every block is one of its own.
+  const int64_t largest = device.capability >= 90 ? kernels::kRoutingCluster : 1;
+  const uint32_t cluster = power_of_two_from(minimum(plan.chunks, largest));
+  if (plan.chunks <= largest) {
     launch.kernel = "routing_cluster_" + suffix;
     launch.grid.x = launch.cluster.x = cluster;
     plan.launches.push_back(launch);
