@@ -80,6 +80,19 @@ class SimulatedGpu:
         """Texts of what was found wrong with launches; each was raised as an error too."""
         return self._gpu.findings
 
+    @contextmanager
+    def overlapping(self) -> Iterator[None]:
+        """Within the block, launches are queued as in a stream of a GPU, and run at its end: each may begin while the
+        ones before it are not complete, as programmatic dependent launch allows. Results are there after the block.
+
+        What touches memory too early is raised at the end of the block as ``SimError``.
+        """
+        ops.simulate_overlap(True)
+        try:
+            yield
+        finally:
+            ops.simulate_overlap(False)
+
     def load_instead(self, stem: str, module: Any) -> None:
         """Kernels of a stem come from this ``_C.simulator.Module``, not from the PTX of the build; to be called before
         the first op of the stem."""

@@ -3,17 +3,34 @@
 #include <dlfcn.h>
 
 #include <memory>
+#include <vector>
 
 namespace hunyuan_kernels {
 namespace {
 
 thread_local std::unique_ptr<driver::Device> simulated_device;
 
+// While ops of this thread overlap: what their queued launches touch, workspaces among them, lives until they have run.
+thread_local bool overlapping = false;
+thread_local std::vector<Tensor> held;
+
 // `table` is the address of a DriverTable that outlives the simulation, 0 to end it. Of this thread alone.
 void simulate(int64_t table) {
+  overlapping = false;
+  held.clear();
   simulated_device.reset();
   if (table)
     simulated_device = std::make_unique<driver::Device>(*reinterpret_cast<const driver::DriverTable*>(table), 0);
+}
+
+// Launches of the simulating thread's ops wait in the queue from now on, as in a stream, or (false) run, overlapping.
+void simulate_overlap(bool overlap) {
+  check(simulated_device != nullptr, "simulate_overlap", "overlap", "is given outside simulated_gpu()");
+  overlapping = overlap;
+  if (overlap) return;
+  const std::vector<Tensor> until_the_end = std::move(held);
+  held.clear();
+  simulated_device->finish_call("simulate_overlap");
 }
 
 // torch's current stream. The function is in the CUDA half of torch, which is loaded wherever a CUDA tensor exists, but
@@ -48,17 +65,26 @@ DeviceCall::DeviceCall(const char* op, const Tensor& x) : op_(op) {
   stream_.emplace(driver::Stream{*device_, stream});
 }
 
+void DeviceCall::finish() {
+  if (!overlapping || device_ != simulated_device.get()) device_->finish_call(op_);
+}
+
 void DeviceCall::declare(const char* name, const Tensor& tensor, bool read_only) {
   int64_t elements = tensor.numel() == 0 ? 0 : 1;  // from the first to the last element
   for (int64_t d = 0; elements && d < tensor.dim(); ++d) elements += (tensor.size(d) - 1) * tensor.stride(d);
+  if (overlapping) held.push_back(tensor);
   device_->declare_memory(name, tensor.const_data_ptr(), static_cast<uint64_t>(elements) * tensor.element_size(),
                           read_only);
 }
 
 }  // namespace hunyuan_kernels
 
-STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) { m.def("simulate(int driver_table) -> ()"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
+  m.def("simulate(int driver_table) -> ()");
+  m.def("simulate_overlap(bool overlap) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CompositeExplicitAutograd, m) {
   m.impl("simulate", TORCH_BOX(&hunyuan_kernels::simulate));
+  m.impl("simulate_overlap", TORCH_BOX(&hunyuan_kernels::simulate_overlap));
 }

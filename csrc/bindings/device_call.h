@@ -36,8 +36,9 @@ class DeviceCall {
     declare(name, tensor, false);
     return static_cast<Value*>(tensor.mutable_data_ptr());
   }
-  // Every launch of the call has been made: the simulator runs them. A GPU is not waited for.
-  void finish() { device_->finish_call(op_); }
+  // Every launch of the call has been made: the simulator runs them, or leaves them in its queue while ops overlap
+  // (simulate_overlap). A GPU is not waited for.
+  void finish();
 
  private:
   void declare(const char* name, const Tensor& tensor, bool read_only);
