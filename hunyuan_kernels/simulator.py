@@ -94,8 +94,8 @@ class SimulatedGpu:
             ops.simulate_overlap(False)
 
     def load_instead(self, stem: str, module: Any) -> None:
-        """Kernels of a stem come from this ``_C.simulator.Module``, not from the PTX of the build; to be called before
-        the first op of the stem."""
+        """Kernels of a stem come from this ``_C.simulator.Module``, not from the PTX of the build for sm_90a; to be
+        called before the first op of the stem."""
         self._gpu.substitute(ops.device_ptx(stem), module)
 
 
@@ -129,6 +129,14 @@ def _checked(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
+def _capability_options(capability: int) -> dict[str, int]:
+    """With the shared memory that a block can have."""
+    kibibytes = {80: 163, 90: 227}
+    if capability not in kibibytes:
+        raise ValueError(f"simulated_gpu: capability is {capability!r}; allowed: {', '.join(map(str, kibibytes))}")
+    return {"capability": capability, "max_shared_bytes": 1024 * kibibytes[capability]}
+
+
 @contextmanager
 def simulated_gpu(
     seed: int = 0,
@@ -138,6 +146,7 @@ def simulated_gpu(
     check_races: bool = True,
     split_warps: bool = True,
     schedule: str = "random",
+    capability: int = 90,
 ) -> Iterator[SimulatedGpu]:
     """Within the block, ops that this thread calls on CPU tensors run their CUDA kernels on a simulated Hopper GPU.
 
@@ -153,6 +162,8 @@ def simulated_gpu(
         split_warps: let the lanes of a warp run apart between instructions that synchronize them.
         schedule: ``"random"``, or one that holds something back for whole phases: ``"hold_warps"``, ``"hold_block"``,
             ``"hold_copies"``.
+        capability: compute capability, 10 * major + minor: 90, Hopper; or 80, Ampere, for which the row movements,
+            routing, quantization and SwiGLU have device code too, with neither clusters nor overlapping launches.
 
     Yields:
         A :class:`SimulatedGpu`; its ``reports`` hold a :class:`LaunchReport` per launch, also after the block.
@@ -169,6 +180,7 @@ def simulated_gpu(
         "check_races": check_races,
         "split_warps": split_warps,
         "schedule": schedule,
+        **_capability_options(capability),
     }
     with simulated_gpu_of(options) as gpu:
         yield gpu

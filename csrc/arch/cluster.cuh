@@ -1,8 +1,11 @@
-// Thread block clusters and distributed shared memory, one PTX instruction per function.
+// Thread block clusters and distributed shared memory, one PTX instruction per function. Before sm_90 there are none: a
+// block is a cluster of its own.
 #pragma once
 #include <cstdint>
 
 namespace hunyuan_kernels::arch {
+
+#if __CUDA_ARCH__ >= 900
 
 // This block's number within its cluster, and how many blocks the cluster has.
 __device__ __forceinline__ uint32_t cluster_rank() {
@@ -35,5 +38,22 @@ __device__ __forceinline__ uint32_t load_cluster(uint32_t address) {
   asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
   return value;
 }
+
+#else
+
+__device__ __forceinline__ uint32_t cluster_rank() { return 0; }
+__device__ __forceinline__ uint32_t cluster_size() { return 1; }
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() { __syncthreads(); }
+__device__ __forceinline__ uint32_t map_to_rank(const void* shared, uint32_t) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+__device__ __forceinline__ uint32_t load_cluster(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+#endif
 
 }  // namespace hunyuan_kernels::arch

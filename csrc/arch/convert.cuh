@@ -6,11 +6,26 @@ namespace hunyuan_kernels::arch {
 
 // Two fp32 to two e4m3: nearest even, saturating (infinity too), NaN becomes 0x7f whatever its sign. `low` takes bits
 // 0-7.
+#if __CUDA_ARCH__ >= 890
 __device__ __forceinline__ uint16_t to_e4m3x2(float low, float high) {
   uint16_t pair;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
   return pair;
 }
+#else
+__device__ __forceinline__ uint32_t to_e4m3(float value) {
+  const uint32_t bits = __float_as_uint(value), magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 0x7fu;
+  const uint32_t clamped = min(magnitude, 0x43e00000u);  // 448
+  const uint32_t normal = ((clamped + 0x7ffffu + ((clamped >> 20) & 1u)) >> 20) - (120u << 3);
+  // Below 2^-6 the spacing is 2^-9, which is that of fp32 around 2^14: the addition rounds.
+  const uint32_t subnormal = __float_as_uint(__fadd_rn(__uint_as_float(clamped), 0x1p14f)) - 0x46800000u;
+  return (clamped < 0x3c800000u ? subnormal : normal) | (bits >> 24 & 0x80u);
+}
+__device__ __forceinline__ uint16_t to_e4m3x2(float low, float high) {
+  return static_cast<uint16_t>(to_e4m3(low) | to_e4m3(high) << 8);
+}
+#endif
 
 // Two fp32 to two bf16, nearest even; NaN becomes 0x7fff. `low` takes bits 0-15.
 __device__ __forceinline__ uint32_t to_bfloat16x2(float low, float high) {

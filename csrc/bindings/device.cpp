@@ -12,11 +12,13 @@ std::string device_stems() {
   return stems;
 }
 
-std::string device_ptx(std::string stem) {
+// For sm_90a, or (portable) for compute_80.
+std::string device_ptx(std::string stem, bool portable) {
   const driver::DeviceImage* image = driver::find_device_image(stem);
   check(image, "device_ptx", "stem", "is '", stem, "', but this build has device code for: ",
         driver::device_images().empty() ? "nothing (it was made without nvcc)" : device_stems());
-  return image->ptx.begin;
+  check(!portable || image->is_portable(), "device_ptx", "portable", "is true, but '", stem, "' needs sm_90a");
+  return portable ? image->portable_ptx.begin : image->ptx.begin;
 }
 
 }  // namespace
@@ -24,7 +26,7 @@ std::string device_ptx(std::string stem) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
   m.def("device_stems() -> str");
-  m.def("device_ptx(str stem) -> str");
+  m.def("device_ptx(str stem, bool portable=False) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CompositeExplicitAutograd, m) {

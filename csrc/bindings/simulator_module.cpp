@@ -349,6 +349,7 @@ void register_gpu(py::module_& m) {
   OPTION(livelock_instructions);
   OPTION(async_latency);
   OPTION(max_shared_bytes);
+  OPTION(capability);
   OPTION(eager_async);
   OPTION(assume_predecessor);
 #undef OPTION

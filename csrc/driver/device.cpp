@@ -76,14 +76,15 @@ CUlibrary Device::library(const std::string& stem) {
     throw std::runtime_error("hunyuan_kernels: this build has no device code for '" + stem +
                              "': it was made without nvcc. Install the CUDA toolkit (or pip's nvidia-cuda-nvcc) and "
                              "build again.");
-  if (properties_.capability != 90)
-    throw std::runtime_error("hunyuan_kernels: '" + stem +
-                             "' has device code for compute capability 9.0 (Hopper) only; cuda:" +
+  if (image->is_portable() ? properties_.capability < 80 : properties_.capability != 90)
+    throw std::runtime_error("hunyuan_kernels: '" + stem + "' has device code for compute capability " +
+                             (image->is_portable() ? "8.0 and newer" : "9.0 (Hopper) only") + "; cuda:" +
                              std::to_string(ordinal_) + " has " + std::to_string(properties_.capability / 10) + "." +
                              std::to_string(properties_.capability % 10) + ". Use CPU tensors there.");
   RelaxedCapture relaxed(table_);
   CUlibrary library = nullptr;
-  const void* code = table_.is_simulator() ? image->ptx.begin : image->cubin.begin;
+  const void* code = image->binary.begin;
+  if (table_.is_simulator()) code = has_clusters(properties_) ? image->ptx.begin : image->portable_ptx.begin;
   CUresult result = table_.cuLibraryLoadData(&library, code, nullptr, nullptr, 0, nullptr, nullptr, 0);
   if (result != CUDA_SUCCESS) {
     int version = 0;
@@ -132,7 +133,7 @@ void Device::launch(const KernelLaunch& launch, CUstream stream, void** paramete
     attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
     attribute.value.clusterDim = {launch.cluster.x, launch.cluster.y, launch.cluster.z};
   }
-  if (launch.programmatic) {
+  if (launch.programmatic && has_clusters(properties_)) {
     CUlaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     attribute.value.programmaticStreamSerializationAllowed = 1;

@@ -16,6 +16,10 @@ struct DeviceProperties {
   int shared_bytes = 227 * 1024;  // per block, after opting in
 };
 
+// Thread block clusters and programmatic dependent launch came together, with Hopper; device code compiled for older
+// GPUs takes every block for a cluster of its own.
+inline bool has_clusters(const DeviceProperties& device) { return device.capability >= 90; }
+
 class Device {
  public:
   Device(const DriverTable& table, int ordinal);

@@ -145,8 +145,8 @@ void SimulatedGpu::make_current(SimulatedGpu* gpu) { current_gpu = gpu; }
 int SimulatedGpu::attribute(CUdevice_attribute which) const {
   switch (which) {
     case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: return static_cast<int>(device_.options.num_sms);
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: return 9;
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: return 0;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: return static_cast<int>(device_.options.capability / 10);
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: return static_cast<int>(device_.options.capability % 10);
     case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
       return static_cast<int>(device_.options.max_shared_bytes);
   }

@@ -58,7 +58,7 @@ RoutingPlan plan_routing(const char* op, const RoutingProblem& problem, const dr
   launch.block.x = kernels::kRoutingChunk;
   launch.shared_bytes = static_cast<uint32_t>(shared_bytes);
   // Without clusters every block is one of its own.
-  const int64_t largest = device.capability >= 90 ? kernels::kRoutingCluster : 1;
+  const int64_t largest = driver::has_clusters(device) ? kernels::kRoutingCluster : 1;
   const uint32_t cluster = power_of_two_from(minimum(plan.chunks, largest));
   if (plan.chunks <= largest) {
     launch.kernel = "routing_cluster_" + suffix;

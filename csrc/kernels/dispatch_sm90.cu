@@ -154,6 +154,7 @@ __device__ __forceinline__ void combine(const CombineArguments& a) {
 template <typename Element, bool kWhole>
 __device__ __forceinline__ void combine_backward(const CombineBackwardArguments& a) {
   using R = Row<Element, kWhole>;
+  constexpr int kVectors = kWhole ? kRowVectors : kRowVectors / 2;  // more would spill on sm_80
   __shared__ float scratch[kRowBlockThreads / 32];
   arch::wait_for_previous_launch();
   arch::allow_next_launch();
@@ -172,8 +173,8 @@ __device__ __forceinline__ void combine_backward(const CombineBackwardArguments&
   const void* y = R::at(a.y, owned ? row : 0, a.y_stride);
   void* grad_y = R::at(a.grad_y, row, a.hidden);
   float dot = 0.0f;
-  Words4 grads[kRowVectors], values[kRowVectors];
-  tile::for_each_vector<kRowVectors>(
+  Words4 grads[kVectors], values[kVectors];
+  tile::for_each_vector<kVectors>(
       row < a.rows_of_y ? R::vectors(a.hidden) : 0,
       [&](int slot, int64_t index) {
         if (!owned) return;

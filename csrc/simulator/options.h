@@ -28,6 +28,7 @@ struct Options {
   uint64_t livelock_instructions = 20'000'000;
   uint32_t async_latency = 64;  // upper bound of the random latency of asynchronous work, in scheduling steps
   uint32_t max_shared_bytes = 227 * 1024;
+  uint32_t capability = 90;  // compute capability that host code is told, 10 * major + minor
   bool eager_async = false;  // complete asynchronous work immediately
   // A launch that may overlap the one before it, with none enqueued, overlaps one that touches all memory.
   bool assume_predecessor = false;
