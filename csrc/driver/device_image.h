@@ -19,7 +19,7 @@ struct DeviceImage {
 };
 
 std::span<const DeviceImage> device_images();
-const char* device_image_toolkit();  // "nvcc 13.0.88, sm_90a"; "" in a build without nvcc
+const char* device_image_toolkit();  // "nvcc 13.0.88, sm_90a (...)"; "" in a build without nvcc
 
 inline const DeviceImage* find_device_image(std::string_view stem) {
   for (const DeviceImage& image : device_images())

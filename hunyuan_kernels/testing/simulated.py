@@ -80,8 +80,9 @@ class SimulatedCheck:
     demanded: Traffic = Traffic()
 
 
-def check_simulated(spec: OpSpec, setting: str, seeds: int) -> SimulatedCheck:
-    """Compares every case of an op on the simulated GPU with its reference; a seed is one of inputs and schedule.
+def check_simulated(spec: OpSpec, setting: str, seeds: int, **options: Any) -> SimulatedCheck:
+    """Compares every case of an op on the simulated GPU with its reference; a seed is one of inputs and schedule,
+    ``options`` are further ones of :func:`hunyuan_kernels.simulated_gpu`.
 
     Raises:
         MissingKernelError: the op, or one that it is composed of, has no CUDA kernel.
@@ -93,7 +94,7 @@ def check_simulated(spec: OpSpec, setting: str, seeds: int) -> SimulatedCheck:
             label = f"{spec.name} [{case.label}] seed {seed} simulated, {setting}"
             outcome.cases += 1
             try:
-                with simulated_gpu(seed=seed, **SETTINGS[setting]) as gpu:
+                with simulated_gpu(seed=seed, **SETTINGS[setting], **options) as gpu:
                     got = spec.function(**arguments)
             except MissingKernelError:
                 raise

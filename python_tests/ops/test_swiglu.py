@@ -1,5 +1,7 @@
 """swiglu and its gradient beyond the cases of its spec."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,9 @@ import hunyuan_kernels as hk
 from hunyuan_kernels._ops import ops
 from hunyuan_kernels.reference import swiglu as reference
 from hunyuan_kernels.testing.compare import compare_bounded, compare_exact
+from hunyuan_kernels.testing.op_mutants import mutate_op
 from hunyuan_kernels.testing.simulated import demanded_bytes, moved_bytes
-from hunyuan_kernels.testing.spec import Work
+from hunyuan_kernels.testing.spec import Work, all_specs
 from hunyuan_kernels.testing.specs.swiglu import magnitude, make_preactivation
 from python_tests.backends import CPU, SIMULATED, needs_device_code
 
@@ -112,6 +115,18 @@ def test_each_byte_is_moved_once(used):
         assert traffic.written == 1.0
         counters = report.counters
         assert counters["global_store_sectors"] * 32 == counters["global_store_bytes"]
+
+
+@needs_device_code
+def test_mutants_are_caught():
+    """Nothing but `griddepcontrol.launch_dependents` can be missing: without it the next kernel begins later."""
+    spec = next(spec for spec in all_specs() if spec.name == "swiglu")
+    mutants = mutate_op(dataclasses.replace(spec, cases=lambda: spec.cases()[-16:]))
+    assert {m.kernel for m in mutants} == {
+        f"swiglu_forward_{t}{a}" for t in ("bfloat16", "float32") for a in ("", "_any")
+    }
+    assert {m.instruction for m in mutants if m.caught} == {"griddepcontrol.wait;"}
+    assert {m.instruction for m in mutants if not m.caught} == {"griddepcontrol.launch_dependents;"}
 
 
 def test_threads_and_uninitialized_memory():

@@ -244,13 +244,14 @@ def test_rows_move_what_their_shapes_demand(name):
     with hk.simulated_gpu(split_warps=False) as gpu:  # as a GPU runs: lanes together
         got = spec.function(**arguments)
     outputs = got if isinstance(got, tuple) else (got,)
-    traffic = moved_bytes(gpu.reports).over(demanded_bytes(spec.work(arguments), outputs))
+    demanded = demanded_bytes(spec.work(arguments), outputs)
+    traffic = moved_bytes(gpu.reports).over(demanded)
     assert traffic.read == pytest.approx(1.0, rel=1e-2)
     assert traffic.written == pytest.approx(1.0, rel=1e-3)
     (report,) = gpu.reports
     counters = report.counters
     assert counters["global_store_sectors"] * 32 == pytest.approx(counters["global_store_bytes"], rel=1e-3)
-    assert counters["global_load_sectors"] * 32 <= 1.03 * counters["global_load_bytes"]
+    assert counters["global_load_sectors"] * 32 <= 1.05 * demanded.read
 
 
 @needs_device_code
