@@ -184,3 +184,15 @@ def load_balancing_loss(logits: Tensor, routing: Routing, *, num_tokens: Tensor 
         return logits.double().sum() * 0.0
     mean = logits[:valid].float().double().softmax(dim=1).mean(dim=0)
     return logits.shape[1] * (routing.demand.double() / valid * mean).sum()
+
+
+def load_balancing_loss_backward(
+    grad_loss: Tensor, logits: Tensor, routing: Routing, *, num_tokens: Tensor | None = None
+) -> Tensor:
+    """Gradient of :func:`load_balancing_loss` to the logits in fp64: ``g E / T p (f - sum_e p_e f_e)``, with
+    ``f = demand / T``; zeros for padding."""
+    valid = _tokens_that_count(num_tokens, logits.shape[0])
+    counts = torch.arange(logits.shape[0])[:, None] < valid
+    p, fractions = logits.double().softmax(1), routing.demand.double() / max(valid, 1)
+    gradient = p * (fractions - (p * fractions).sum(1, keepdim=True))
+    return torch.where(counts, grad_loss.double() * logits.shape[1] / max(valid, 1) * gradient, 0.0)

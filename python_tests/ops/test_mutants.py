@@ -24,6 +24,10 @@ CASES = {
     "route": r"T=(600|4100) .*|.* k=[23] .*|T=(40|300) .* recycle one expert|T=64 .*|T=100 E=64 .*",
     "route_backward": r"T=33 E=(64|200|300) .*",
     "routing_from_ids": r".*",
+    "load_balancing_loss": r"T=33 .*",
+    "load_balancing_loss_backward": r"T=33 .*",
+    "swiglu": r"S (7|9), .*",
+    "swiglu_backward": r"S (7|9), .*",
 }
 
 

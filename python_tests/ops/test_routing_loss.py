@@ -6,7 +6,7 @@ import torch
 import hunyuan_kernels as hk
 from hunyuan_kernels import reference
 from hunyuan_kernels._ops import ops
-from hunyuan_kernels.testing.compare import compare_bounded
+from hunyuan_kernels.testing.specs.routing import compare_loss_backward
 from python_tests.backends import CPU, SIMULATED, needs_device_code
 
 
@@ -40,18 +40,22 @@ def test_value_and_gradient(tokens, experts, padding, apart, dtype, backend):
     with backend():
         loss = hk.load_balancing_loss(leaf, routing, num_tokens=num_tokens)
         (3.0 * loss).backward()
-    exact = logits.double().requires_grad_()
-    want = reference.routing.load_balancing_loss(exact, routing, num_tokens=num_tokens)
-    (3.0 * want).backward()
+    want = reference.routing.load_balancing_loss(logits, routing, num_tokens=num_tokens)
     torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=0.0)
-    # p (f - sum p f): the rounding of p (an exponential of a difference), and of sums of E terms: (8 + sqrt(E)) units
-    p = logits.double().softmax(1)
-    fractions = routing.demand.double() / max(tokens - padding, 1)
-    spread = 1 + (logits.double().amax(1, keepdim=True) - logits.double()) if tokens else 1.0
-    terms = p * spread * (fractions + (p * fractions).sum(1, keepdim=True)) * (1 + experts**0.5 / 8)
-    comparison = compare_bounded("grad", leaf.grad, exact.grad, 3.0 * experts / max(tokens - padding, 1) * terms)
+    arguments = {"grad_loss": torch.tensor(3.0), "logits": logits, "routing": routing, "num_tokens": num_tokens}
+    exact = reference.routing.load_balancing_loss_backward(**arguments)
+    (comparison,) = compare_loss_backward(arguments, leaf.grad, exact)
     assert comparison, comparison.message
     assert not leaf.grad[tokens - padding :].any()
+
+
+def test_the_reference_of_the_gradient_is_its_derivative():
+    logits, routing = make(40, 7, torch.float32)
+    num_tokens = torch.tensor([33], dtype=torch.int32)
+    exact = logits.double().requires_grad_()
+    (3.0 * reference.routing.load_balancing_loss(exact, routing, num_tokens=num_tokens)).backward()
+    got = reference.routing.load_balancing_loss_backward(torch.tensor(3.0), logits, routing, num_tokens=num_tokens)
+    torch.testing.assert_close(got, exact.grad, rtol=1e-6, atol=1e-9)
 
 
 @needs_device_code

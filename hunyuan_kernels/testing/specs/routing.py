@@ -1,5 +1,6 @@
 """Cases, bounds and baselines of the stem ``routing``."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -350,12 +351,44 @@ def _loss_cases() -> list[Case]:
         _loss_case(0, 4, 1),
         *(_loss_case(300, 16, 1, skew) for skew in SKEWS),
         _loss_case(77, 64, 8, "zipf", torch.bfloat16),
+        *(_loss_case(33, e, 2, "zipf", dtype) for e in (7, 200, 300) for dtype in (torch.float32, torch.bfloat16)),
         _loss_case(5, 1, 1),
     ]
 
 
 def _loss_bench_cases(preset: str | None) -> list[Case]:
     return [_loss_case(t, e, k, skew) for t, e, k, _, skew in _bench_sizes(preset)]
+
+
+def gradient_of_loss(grad_loss: Tensor, logits: Tensor, routing: Routing) -> Tensor:
+    """Gradient of :func:`load_balancing_loss` to the logits."""
+    return ops.load_balancing_loss_backward(grad_loss, logits, routing.demand, None)
+
+
+def _with_grad_loss(cases: list[Case]) -> list[Case]:
+    def make_from(case: Case) -> Callable[[int], Arguments]:
+        return lambda seed: {"grad_loss": torch.tensor(1.5 + seed), **case.make(seed)}
+
+    return [Case(case.label, make_from(case)) for case in cases]
+
+
+def compare_loss_backward(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
+    """Both terms of ``p (f - sum p f)``: the rounding of p, an exponential of a difference, and of sums of E terms,
+    (8 + sqrt(E)) units."""
+    logits, demand = arguments["logits"].double(), arguments["routing"].demand.double()
+    num_tokens = arguments.get("num_tokens")
+    tokens = max(1, logits.shape[0] if num_tokens is None else int(num_tokens))
+    p = logits.softmax(1)
+    spread = 1.0 + (logits.amax(1, keepdim=True) - logits) if logits.numel() else 1.0
+    terms = p * spread * (demand + (p * demand).sum(1, keepdim=True)) / tokens
+    factor = arguments["grad_loss"].double().abs() * logits.shape[1] / tokens
+    return [compare_bounded("grad_logits", got, want, factor * terms * (1 + logits.shape[1] ** 0.5 / 8))]
+
+
+def _eager_loss_backward(grad_loss: Tensor, logits: Tensor, routing: Routing) -> Tensor:
+    p, tokens = logits.float().softmax(1), max(logits.shape[0], 1)
+    weighted = p * (routing.demand * (grad_loss * logits.shape[1] / tokens**2))
+    return (weighted - p * weighted.sum(1, keepdim=True)).to(logits.dtype)
 
 
 def _compare_loss(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
@@ -417,5 +450,16 @@ SPECS = [
         bench_cases=_loss_bench_cases,
         work=_loss_work,
         baselines={"torch eager": _eager_loss},
+    ),
+    OpSpec(
+        name="load_balancing_loss_backward",
+        stem="routing",
+        function=gradient_of_loss,
+        reference=reference.load_balancing_loss_backward,
+        compare=compare_loss_backward,
+        cases=lambda: _with_grad_loss(_loss_cases()),
+        bench_cases=lambda preset: _with_grad_loss(_loss_bench_cases(preset)),
+        work=lambda arguments: Work(flops=0.0, bytes=2 * _loss_work(arguments).bytes),
+        baselines={"torch eager": _eager_loss_backward},
     ),
 ]

@@ -1,5 +1,6 @@
 """Cases, bound and baselines of the stem ``swiglu``."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hunyuan_kernels._ops import ops
 from hunyuan_kernels.ops.swiglu import swiglu
 from hunyuan_kernels.reference import swiglu as reference
 from hunyuan_kernels.testing.compare import Comparison, compare_bounded
@@ -61,6 +63,27 @@ def _cases() -> list[Case]:
     return [_case(*size, dtype, apart) for size in sizes for dtype in DTYPES for apart in (False, True)]
 
 
+def gradient_of_swiglu(grad_out: Tensor, preactivation: Tensor, expert_offsets: Tensor | None = None) -> Tensor:
+    """Gradient of :func:`swiglu` to its argument."""
+    return ops.swiglu_backward(grad_out, preactivation, expert_offsets)
+
+
+def _with_grad_out(cases: list[Case]) -> list[Case]:
+    def make_from(case: Case) -> Callable[[int], Arguments]:
+        def make(seed: int) -> Arguments:
+            arguments = case.make(seed)
+            x = arguments.pop("x")
+            generator = torch.Generator().manual_seed(seed + 1)
+            grad_out = torch.randn(x.shape[0], x.shape[1] // 2, generator=generator).to(x.dtype)
+            if (offsets := arguments.get("expert_offsets")) is not None:
+                grad_out[int(offsets[-1]) :] = float("nan")
+            return {"grad_out": grad_out, "preactivation": x, **arguments}
+
+        return make
+
+    return [Case(case.label, make_from(case)) for case in cases]
+
+
 def _bench_cases(preset: str | None) -> list[Case]:
     columns = {"hunyuan-large": 18304, "hunyuan-a13b": 3072, None: 2048}[preset]
     return [_case(2048, columns, None, torch.bfloat16), _case(2048, columns, 1900, torch.bfloat16)]
@@ -70,6 +93,14 @@ def _compare(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
     return [compare_bounded("out", got, want, magnitude(arguments["x"], want).nan_to_num(0.0))]
 
 
+def compare_swiglu_backward(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
+    """The largest intermediate of each element: ``grad up (1 + |gate|)``, and ``grad gate``."""
+    grad = arguments["grad_out"].double().abs()
+    gate, up = arguments["preactivation"].double().abs().chunk(2, dim=1)
+    largest = torch.cat([grad * up * (1 + gate), grad * gate], dim=1)
+    return [compare_bounded("grad", got, want, largest.nan_to_num(0.0))]
+
+
 def _work(arguments: Arguments) -> Work:
     x: Tensor = arguments["x"]
     offsets = arguments.get("expert_offsets")
@@ -77,10 +108,27 @@ def _work(arguments: Arguments) -> Work:
     return Work(flops=0.0, bytes=float(x.element_size() * (read + x.numel() // 2)))
 
 
+def _backward_work(arguments: Arguments) -> Work:
+    x, offsets = arguments["preactivation"], arguments.get("expert_offsets")
+    read = (x.shape[0] if offsets is None else int(offsets[-1])) * (x.shape[1] + x.shape[1] // 2)
+    return Work(flops=0.0, bytes=float(x.element_size() * (read + x.numel())))
+
+
 def _eager(x: Tensor, expert_offsets: Tensor | None = None) -> Tensor:
     gate, up = x.chunk(2, dim=1)
     out = F.silu(gate) * up
-    return out if expert_offsets is None else out[: int(expert_offsets[-1])]
+    if expert_offsets is not None:
+        out[int(expert_offsets[-1]) :] = 0
+    return out
+
+
+def _eager_backward(grad_out: Tensor, preactivation: Tensor, expert_offsets: Tensor | None = None) -> Tensor:
+    used = preactivation.shape[0] if expert_offsets is None else int(expert_offsets[-1])
+    gate, up = preactivation[:used].chunk(2, dim=1)
+    grad, out = grad_out[:used], torch.zeros_like(preactivation)
+    out[:used, : gate.shape[1]] = torch.ops.aten.silu_backward(grad * up, gate)
+    out[:used, gate.shape[1] :] = grad * F.silu(gate)
+    return out
 
 
 SPECS = [
@@ -94,5 +142,16 @@ SPECS = [
         bench_cases=_bench_cases,
         work=_work,
         baselines={"F.silu * up": _eager},
-    )
+    ),
+    OpSpec(
+        name="swiglu_backward",
+        stem="swiglu",
+        function=gradient_of_swiglu,
+        reference=reference.swiglu_backward,
+        compare=compare_swiglu_backward,
+        cases=lambda: _with_grad_out(_cases()),
+        bench_cases=lambda preset: _with_grad_out(_bench_cases(preset)),
+        work=_backward_work,
+        baselines={"silu_backward": _eager_backward},
+    ),
 ]
