@@ -63,8 +63,8 @@ class StoreSwiglu final : public GemmEpilogue {
   void operator()(const GemmTile& tile) const override {
     const float *gate = tile.sums, *up = tile.sums + tile.width / 2;
     const int64_t row = offsets_[tile.group] + tile.row;
-    kernels_.swiglu.tile(gate, up, tile.width, tile.rows, tile.columns, out_.dtype,
-                                 row_of(out_, row, tile.column), out_.row_stride);
+    kernels_.swiglu.tile(gate, up, tile.width, tile.rows, tile.columns, out_.dtype, row_of(out_, row, tile.column),
+                         out_.row_stride);
     if (!preactivation_) return;
     kernels_.gemm.store(gate, tile.width, tile.rows, tile.columns, preactivation_->dtype,
                         row_of(*preactivation_, row, tile.column), preactivation_->row_stride);

@@ -14,7 +14,7 @@ from hunyuan_kernels.testing.instruction_set import instruction_set, supported_i
 from hunyuan_kernels.testing.specs.routing import SKEWS, SPECS, compare_routing, make_logits
 from python_tests.ops.top1gating_transcription import top1gating
 
-ROUTE, _, FROM_IDS, LOSS = SPECS
+ROUTE, FROM_IDS, LOSS = (spec for spec in SPECS if not spec.name.endswith("_backward"))
 ALL_CASES = [(spec, case) for spec in SPECS for case in spec.cases()]
 
 
