@@ -69,7 +69,7 @@ Device::Current::~Current() {
   table_.cuCtxPopCurrent(&popped);
 }
 
-CUlibrary Device::library(const std::string& stem) {
+Device::Library& Device::library(const std::string& stem) {
   if (auto found = libraries_.find(stem); found != libraries_.end()) return found->second;
   const DeviceImage* image = find_device_image(stem);
   if (!image)
@@ -81,37 +81,38 @@ CUlibrary Device::library(const std::string& stem) {
                              (image->is_portable() ? "8.0 and newer" : "9.0 (Hopper) only") + "; cuda:" +
                              std::to_string(ordinal_) + " has " + std::to_string(properties_.capability / 10) + "." +
                              std::to_string(properties_.capability % 10) + ". Use CPU tensors there.");
-  RelaxedCapture relaxed(table_);
-  CUlibrary library = nullptr;
   const void* code = image->binary.begin;
   if (table_.is_simulator()) code = has_clusters(properties_) ? image->ptx.begin : image->portable_ptx.begin;
-  CUresult result = table_.cuLibraryLoadData(&library, code, nullptr, nullptr, 0, nullptr, nullptr, 0);
+  return libraries_[stem] = load(code, "the device code of '" + stem + "' (" + device_image_toolkit() + ")");
+}
+
+Device::Library Device::load(const void* code, const std::string& what) {
+  RelaxedCapture relaxed(table_);
+  Library library;
+  CUresult result = table_.cuLibraryLoadData(&library.handle, code, nullptr, nullptr, 0, nullptr, nullptr, 0);
   if (result != CUDA_SUCCESS) {
     int version = 0;
     table_.cuDriverGetVersion(&version);
     check_driver(table_, result,
-                 "hunyuan_kernels: loading the device code of '" + stem + "' (" + device_image_toolkit() +
-                     ") with a driver for CUDA " + std::to_string(version / 1000) + "." +
-                     std::to_string(version % 1000 / 10));
+                 "hunyuan_kernels: loading " + what + " with a driver for CUDA " + std::to_string(version / 1000) +
+                     "." + std::to_string(version % 1000 / 10));
   }
-  return libraries_[stem] = library;
+  return library;
 }
 
-CUkernel Device::kernel(const KernelLaunch& launch) {
-  std::lock_guard lock(mutex_);
-  auto found = kernels_.find(launch.kernel);
-  if (found == kernels_.end()) {
-    CUlibrary code = library(launch.stem);
+CUkernel Device::kernel(Library& library, const KernelLaunch& launch) {
+  auto found = library.kernels.find(launch.kernel);
+  if (found == library.kernels.end()) {
     RelaxedCapture relaxed(table_);
     CUkernel kernel = nullptr;
-    check_driver(table_, table_.cuLibraryGetKernel(&kernel, code, launch.kernel.c_str()),
+    check_driver(table_, table_.cuLibraryGetKernel(&kernel, library.handle, launch.kernel.c_str()),
                  "hunyuan_kernels: kernel " + launch.kernel + " of " + launch.stem);
     // Clusters of more than 8 blocks have to be allowed; that costs a kernel nothing which does not use them.
     if (launch.cluster != Extent{})
       check_driver(table_,
                    table_.cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, kernel, device_),
                    "hunyuan_kernels: clusters for " + launch.kernel);
-    found = kernels_.emplace(launch.kernel, Configured{kernel, 0}).first;
+    found = library.kernels.emplace(launch.kernel, Library::Configured{kernel, 0}).first;
   }
   if (launch.shared_bytes > found->second.shared_bytes) {
     check_driver(
@@ -125,6 +126,15 @@ CUkernel Device::kernel(const KernelLaunch& launch) {
 }
 
 void Device::launch(const KernelLaunch& launch, CUstream stream, void** parameters) {
+  Library* code;
+  {
+    std::lock_guard lock(mutex_);
+    code = &library(launch.stem);  // stays where it is
+  }
+  this->launch(*code, launch, stream, parameters);
+}
+
+void Device::launch(Library& library, const KernelLaunch& launch, CUstream stream, void** parameters) {
   std::array<CUlaunchAttribute, 2> attributes{};
   CUlaunchConfig config{launch.grid.x,  launch.grid.y,       launch.grid.z, launch.block.x,    launch.block.y,
                         launch.block.z, launch.shared_bytes, stream,        attributes.data(), 0};
@@ -138,7 +148,11 @@ void Device::launch(const KernelLaunch& launch, CUstream stream, void** paramete
     attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     attribute.value.programmaticStreamSerializationAllowed = 1;
   }
-  auto function = reinterpret_cast<CUfunction>(kernel(launch));
+  CUfunction function;
+  {
+    std::lock_guard lock(mutex_);
+    function = reinterpret_cast<CUfunction>(kernel(library, launch));
+  }
   check_driver(table_, table_.cuLaunchKernelEx(&config, function, parameters, nullptr),
                "hunyuan_kernels: launch of " + launch.text());
 }

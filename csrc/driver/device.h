@@ -44,14 +44,28 @@ class Device {
   // `parameters` point at the kernel's arguments, in order. The device must be current.
   void launch(const KernelLaunch& launch, CUstream stream, void** parameters);
 
+  // Code and its kernels that were asked for so far.
+  struct Library {
+    CUlibrary handle = nullptr;
+    struct Configured {
+      CUkernel kernel;
+      uint32_t shared_bytes;  // allowed so far
+    };
+    std::map<std::string, Configured> kernels;  // by entry name
+  };
+  // Code that is not part of this build: PTX text, which the driver compiles, or for a GPU a cubin. `what` names it in
+  // errors. The device must be current, also for the launch of its kernels; launch.stem is not looked at.
+  Library load(const void* code, const std::string& what);
+  void launch(Library& library, const KernelLaunch& launch, CUstream stream, void** parameters);
+
   // What the simulator has to know and a GPU does not: the memory that the launches to come may touch, and that a call
   // has made all of its launches.
   void declare_memory(const char* name, const void* address, uint64_t bytes, bool read_only);
   void finish_call(const std::string& what);
 
  private:
-  CUkernel kernel(const KernelLaunch& launch);  // loads it at the first use
-  CUlibrary library(const std::string& stem);
+  CUkernel kernel(Library& library, const KernelLaunch& launch);  // looks it up at the first use
+  Library& library(const std::string& stem);                      // loads it at the first use
 
   const DriverTable& table_;
   const int ordinal_;
@@ -59,12 +73,7 @@ class Device {
   CUcontext context_ = nullptr;
   DeviceProperties properties_;
   std::mutex mutex_;
-  std::map<std::string, CUlibrary> libraries_;  // by stem
-  struct Configured {
-    CUkernel kernel;
-    uint32_t shared_bytes;  // allowed so far
-  };
-  std::map<std::string, Configured> kernels_;  // by entry name
+  std::map<std::string, Library> libraries_;  // by stem
 };
 
 // Where launches of one call go.
