@@ -81,9 +81,7 @@ class Form:
         for step in range(STEPS):
             a = "{" + ", ".join(f"%a{4 * step + i}" for i in range(4)) + "}" if self.a_registers else f"%da{step}"
             use = "%use" if step == 0 else "%yes"
-            multiplies.append(
-                f"wgmma.mma_async.sync.aligned.{name} {{{', '.join(d)}}}, {a}, %db{step}, {use}{flags};"
-            )
+            multiplies.append(f"wgmma.mma_async.sync.aligned.{name} {{{', '.join(d)}}}, {a}, %db{step}, {use}{flags};")
         fragments = [f"ld.global.b32 %a{i}, [%from + {512 * i}];" for i in range(16)] if self.a_registers else []
         descriptors = []
         for operand, base in (("a", "%tile"), ("b", "%second")):
