@@ -76,6 +76,7 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "TORCH_ROOT": torch,
+            "HUNYUAN_KERNELS_TEST_KERNELS": "ON" if self.editable_mode or self.inplace else "OFF",
             "HUNYUAN_KERNELS_NVCC": os.environ.get("HUNYUAN_KERNELS_NVCC", "auto"),
             "HUNYUAN_KERNELS_VERSION": VERSION,
         }

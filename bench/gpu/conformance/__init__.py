@@ -1,4 +1,4 @@
-"""Small kernels, one for each instruction family, on the simulator and on a Hopper GPU: do both do what the manual says?
+"""Small kernels, one for each instruction family, on the simulator and on a Hopper GPU: is the manual read rightly?
 
     python -m bench.gpu.conformance                  # the simulator, and the GPU where there is one
     python -m bench.gpu.conformance --require-gpu    # fails without one

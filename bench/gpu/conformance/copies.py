@@ -250,6 +250,6 @@ def cases() -> Iterator[Case]:
     yield bulk_add()
     numbers = seeded(2, 64, seed=6)
     yield simple("bulk copy", "shared memory to a peer's", "copies.cu", "bulk_to_neighbour", [numbers],
-                 torch.zeros(2, 64, dtype=torch.int32), lambda: numbers.flip(0), grid=2, block=64, cluster=2)  # fmt: skip
+                 torch.zeros_like(numbers), lambda: numbers.flip(0), grid=2, block=64, cluster=2)  # fmt: skip
     yield cp_async()
     yield ring()

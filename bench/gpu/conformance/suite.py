@@ -15,6 +15,8 @@ from bench.gpu.conformance.target import Target
 
 #: A case that takes longer on a GPU hangs: its own work takes milliseconds, the compilation of its PTX seconds.
 PATIENCE = 60.0
+#: More for the first case of a process, which loads torch and starts the driver.
+STARTUP = 60.0
 
 
 def all_cases() -> list[Case]:
@@ -77,6 +79,7 @@ def run_in_worker(
     cases: Callable[[], list[Case]] = all_cases,
     make_target: Callable[[], Target] = _gpu_target,
     patience: float = PATIENCE,
+    startup: float = STARTUP,
 ) -> Iterator[Result]:
     """Runs cases by their numbers in a process of its own, which is replaced when a case hangs or crashes: the others
     run all the same."""
@@ -92,7 +95,7 @@ def run_in_worker(
         pipe.send(index)
         result: Result
         try:
-            if pipe.poll(patience + (60.0 if fresh else 0.0)):  # torch and the driver have to start first
+            if pipe.poll(patience + (startup if fresh else 0.0)):
                 finished, result = pickle.loads(pipe.recv_bytes())
             else:
                 finished, result = False, f"no end after {patience:g} s: it hangs"
