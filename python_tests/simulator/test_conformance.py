@@ -64,9 +64,8 @@ def test_every_wgmma_is_there():
 @pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas on PATH to assemble the generated PTX")
 def test_the_generated_ptx_assembles(tmp_path):
     """The assembler is stricter than the simulator. One N of each type stands for the others."""
-    module = ["\n".join(wgmma.module(*wgmma.TYPES[0]).splitlines()[:4])]
-    module += [form.ptx() for form in wgmma.forms() if form.n == 64]
-    (tmp_path / "wgmma.ptx").write_text("\n".join(module))
+    module = wgmma.HEAD + "\n".join(form.ptx() for form in wgmma.forms() if form.n == 64)
+    (tmp_path / "wgmma.ptx").write_text(module)
     command = ["ptxas", "-arch=sm_90a", str(tmp_path / "wgmma.ptx"), "-o", str(tmp_path / "wgmma.cubin")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

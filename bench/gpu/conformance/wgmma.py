@@ -38,6 +38,7 @@ TYPES = [
     *((accumulator, a, b) for accumulator in ("f32", "f16") for a in FP8 for b in FP8),
     *(("s32", a, b) for a in ("s8", "u8") for b in ("s8", "u8")),
 ]
+HEAD = ".version 8.4\n.target sm_90a\n.address_size 64\n.extern .shared .align 1024 .b8 tile[];\n"
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,13 @@ def forms() -> Iterator[Form]:
         if DTYPES[a].itemsize == 2:
             yield from (Form(accumulator, a, b, 64, a_major=i, b_major=j) for i, j in ("km", "mk", "mm"))
             yield Form(accumulator, a, b, 64, a_registers=True, b_major="m")
+            yield Form(accumulator, a, b, 256, b_major="m")  # more atoms along N than one
 
 
 @functools.cache
 def module(accumulator: str, a: str, b: str) -> str:
     """The kernels of these types as one text."""
-    head = ".version 8.4\n.target sm_90a\n.address_size 64\n.extern .shared .align 1024 .b8 tile[];\n"
-    return head + "\n".join(f.ptx() for f in forms() if (f.accumulator, f.a, f.b) == (accumulator, a, b))
+    return HEAD + "\n".join(f.ptx() for f in forms() if (f.accumulator, f.a, f.b) == (accumulator, a, b))
 
 
 def exact_operand(name: str, rows: int, depth: int, seed: int) -> Tensor:
