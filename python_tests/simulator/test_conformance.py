@@ -1,17 +1,19 @@
 """The conformance suite: every family on the simulator, and on a GPU where there is one; and that it can fail."""
 
+import json
 import os
 import shutil
 import subprocess
 import time
+from functools import partial
 
 import pytest
 import torch
 
-from bench.gpu.conformance import wgmma
+from bench.gpu.conformance import suite, wgmma
 from bench.gpu.conformance.case import Case, difference
 from bench.gpu.conformance.code import MissingCodeError, ptx_of
-from bench.gpu.conformance.suite import all_cases, judge, run_in_worker, run_suite
+from bench.gpu.conformance.suite import all_cases, judge, run_in_worker, run_suite, summary
 from bench.gpu.conformance.target import Target, gpu_missing
 
 CASES = all_cases()
@@ -117,6 +119,36 @@ def test_negative_zero_and_devices_that_differ_are_noticed():
     assert verdict.deviation == pytest.approx(5e-4, rel=1e-3)
     verdict = judge(case, {"simulator": plus, "GPU": "it hangs"}, plus)
     assert verdict.problems == ["GPU: it hangs"]
+
+
+@pytest.mark.parametrize("bits", [12, 14])
+def test_only_accumulation_depends_on_the_bits_of_fp8_accumulators(bits):
+    """Bits are compared where they do not hang on what is not documented: a GPU that keeps 12 bits would pass, too."""
+    cases = [c for c in CASES if c.family == "wgmma" and c.name.startswith(("n64_f32_e", "n256_f32_e", "n64_f16_e"))]
+    assert len(cases) > 60
+    for case in cases:
+        assert difference(case, case.run(Target.simulated(fp8_accumulator_bits=bits)), case.want()) == "", case.name
+    if bits == 14:
+        for case in (c for c in CASES if c.family in ("fp8 accumulation", "wgmma rounding")):
+            exact, cut = (case.run(Target.simulated(fp8_accumulator_bits=b)) for b in (0, bits))
+            verdict = judge(case, {"simulator": exact, "GPU": cut}, case.want())
+            assert verdict.problems == []
+            assert (verdict.deviation > 0) == ("e4m3" in case.name or "e5m2" in case.name or "fp8" in case.family)
+
+
+def test_two_devices(monkeypatch):
+    """The whole way to the second device and back, which here is another simulated one."""
+    need_code()
+    worker = partial(run_in_worker, make_target=Target.simulated)
+    monkeypatch.setattr(suite, "run_in_worker", worker)
+    verdicts = list(run_suite([*indices("clusters"), *indices("approximations")], gpu=True))
+    assert [v.problems for v in verdicts] == [[], []]
+    assert [v.devices for v in verdicts] == [["simulator", "GPU"]] * 2
+    assert [v.deviation for v in verdicts] == [None, 0.0]
+    text = summary(verdicts, 1.0)
+    assert "| clusters | 1 | 0 | simulator, GPU | compared |" in text
+    assert "2 cases, 0 failed" in text
+    assert json.dumps([v.to_json() for v in verdicts])
 
 
 def worker_cases():

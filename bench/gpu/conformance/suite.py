@@ -64,7 +64,10 @@ def _work(pipe: Connection, make_target: Callable[[], Target], cases: Callable[[
     """The worker's loop: the index of a case in, its result out."""
     every, target = cases(), make_target()
     while True:
-        index = pipe.recv()
+        try:
+            index = pipe.recv()
+        except EOFError:  # nobody asks any more
+            return
         try:
             result: tuple[bool, Result] = (True, every[index].run(target))
         except Exception:
