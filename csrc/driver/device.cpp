@@ -89,6 +89,7 @@ Device::Library& Device::library(const std::string& stem) {
 Device::Library Device::load(const void* code, const std::string& what) {
   RelaxedCapture relaxed(table_);
   Library library;
+  library.name = what;
   CUresult result = table_.cuLibraryLoadData(&library.handle, code, nullptr, nullptr, 0, nullptr, nullptr, 0);
   if (result != CUDA_SUCCESS) {
     int version = 0;
@@ -106,7 +107,7 @@ CUkernel Device::kernel(Library& library, const KernelLaunch& launch) {
     RelaxedCapture relaxed(table_);
     CUkernel kernel = nullptr;
     check_driver(table_, table_.cuLibraryGetKernel(&kernel, library.handle, launch.kernel.c_str()),
-                 "hunyuan_kernels: kernel " + launch.kernel + " of " + launch.stem);
+                 "hunyuan_kernels: kernel " + launch.kernel + " of " + library.name);
     // Clusters of more than 8 blocks have to be allowed; that costs a kernel nothing which does not use them.
     if (launch.cluster != Extent{})
       check_driver(table_,

@@ -46,6 +46,7 @@ class Device {
 
   // Code and its kernels that were asked for so far.
   struct Library {
+    std::string name;  // in errors
     CUlibrary handle = nullptr;
     struct Configured {
       CUkernel kernel;
@@ -54,7 +55,7 @@ class Device {
     std::map<std::string, Configured> kernels;  // by entry name
   };
   // Code that is not part of this build: PTX text, which the driver compiles, or for a GPU a cubin. `what` names it in
-  // errors. The device must be current, also for the launch of its kernels; launch.stem is not looked at.
+  // errors. The device must be current, also for the launch of its kernels, which does not look at their stem.
   Library load(const void* code, const std::string& what);
   void launch(Library& library, const KernelLaunch& launch, CUstream stream, void** parameters);
 

@@ -1,5 +1,7 @@
 """What kernels of the suite run on: a GPU, or a simulated one, by the same calls of the driver table."""
 
+import functools
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +31,16 @@ def gpu_missing() -> str:
         name = torch.cuda.get_device_name()
         return f"{name} has compute capability {capability[0]}.{capability[1]}; Hopper, 9.0, is needed"
     return ""
+
+
+@functools.cache
+def parameter_sizes(code: str, kernel: str) -> list[int]:
+    """Bytes of each parameter of a kernel, as its PTX declares them. A driver cannot check what it is given."""
+    found = re.search(rf"\.entry\s+{re.escape(kernel)}\s*\((.*?)\)", code, re.S)
+    if found is None:
+        raise ValueError(f"the PTX has no kernel '{kernel}'")
+    declared = re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.[a-z]+(\d+)\s+\w+(?:\[(\d+)\])?", found.group(1))
+    return [int(bits) // 8 * int(count or 1) for bits, count in declared]
 
 
 @dataclass(frozen=True)
@@ -97,11 +109,30 @@ class Target:
         programmatic: bool = False,
     ) -> None:
         """Queues a kernel of this PTX text. Arguments: tensors (their address), tensor maps, 32-bit integers, bytes."""
-        if code not in self._libraries:
-            self._libraries[code] = self._runner.load(code, f"the code with {kernel}")
         extents = [[e] if isinstance(e, int) else list(e) for e in (grid, block, cluster)]
         stream = torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else 0
         packed = [self._pack(argument) for argument in arguments]
+        try:
+            self._check_and_launch(code, kernel, packed, extents, shared, programmatic, stream)
+        except (RuntimeError, ValueError):
+            self._used.clear()  # a call that fails forgets what was declared for it
+            raise
+
+    def _check_and_launch(
+        self,
+        code: str,
+        kernel: str,
+        packed: list[bytes],
+        extents: list[list[int]],
+        shared: int,
+        programmatic: bool,
+        stream: int,
+    ) -> None:
+        given, wanted = [len(p) for p in packed], parameter_sizes(code, kernel)
+        if given != wanted:
+            raise ValueError(f"kernel {kernel} takes arguments of {wanted} bytes; {given} were given")
+        if code not in self._libraries:
+            self._libraries[code] = self._runner.load(code, f"the code with {kernel}")
         self._runner.launch(self._libraries[code], kernel, *extents, shared, programmatic, packed, stream)
 
     def _pack(self, argument: Tensor | TensorMap | int | bytes) -> bytes:
