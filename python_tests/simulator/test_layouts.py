@@ -13,6 +13,7 @@ from cutlass_headers import SOURCES, compile_with_cutlass
 from hunyuan_kernels._C import simulator
 from nvcc import compile_module
 
+from bench.gpu.conformance import layouts
 from hunyuan_kernels.testing.simulated import SETTINGS
 
 TORCH_TYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "e4m3": torch.float8_e4m3fn}
@@ -130,6 +131,38 @@ def run_wgmma(tables, options, dtype, n, descriptors, transposed, memory, fragme
     result = torch.full((n * ROWS,), float("nan"))
     result[places.flatten()] = out.flatten()
     return result.reshape(n, ROWS).T
+
+
+@pytest.mark.parametrize("swizzle", ["none", "32", "64", "128"])
+@pytest.mark.parametrize("dtype", TORCH_TYPES)
+def test_conformance_suite_places_operands_alike(tables, dtype, swizzle):
+    """bench/gpu/conformance, whose oracle is written down apart: the same bytes and descriptors, K-major."""
+    steps = operands(tables, dtype, "K", swizzle)
+    parts = [integers(tables["lines"], DEPTHS[dtype], step).to(TORCH_TYPES[dtype]) for step in range(len(steps))]
+    placed, descriptors = layouts.place(torch.cat(parts, 1), 0 if swizzle == "none" else int(swizzle), False)
+    want = np.zeros(placed.numel(), dtype=np.uint8)
+    for of, part in zip(steps, parts, strict=True):
+        raw = part.view(torch.uint8).numpy().reshape(*part.shape, -1)
+        want[addresses(tables, of)[..., None] + np.arange(raw.shape[-1])] = raw
+    assert np.array_equal(placed.numpy(), want)
+    assert descriptors == [of["descriptor"] + (of["start"] >> 4) for of in steps]
+
+
+@pytest.mark.parametrize("n", [8, 64, 128])
+def test_conformance_suite_places_accumulators_alike(tables, n):
+    places = torch.tensor(tables["accumulators"][str(n)]).reshape(128, n // 2)
+    row, column = layouts.accumulator_positions(n, packed=False)
+    assert torch.equal((row + ROWS * column).T, places)
+    row, column = layouts.accumulator_positions(n, packed=True)  # pairs share a register
+    assert torch.equal((row + ROWS * column).permute(1, 0, 2).reshape(128, n // 2), places)
+
+
+@pytest.mark.parametrize("dtype", TORCH_TYPES)
+def test_conformance_suite_places_fragments_alike(tables, dtype):
+    a = integers(ROWS, DEPTHS[dtype], 1)
+    places = torch.tensor(tables["fragments"][dtype]).reshape(128, -1)
+    want = a.T.flatten()[places].to(TORCH_TYPES[dtype]).contiguous().view(torch.int32)
+    assert torch.equal(layouts.a_fragment(a.to(TORCH_TYPES[dtype])).T, want)
 
 
 FORMS = [("bf16", "K"), ("bf16", "MN"), ("tf32", "K"), ("e4m3", "K")]
