@@ -13,7 +13,7 @@ from cutlass_headers import SOURCES, compile_with_cutlass
 from hunyuan_kernels._C import simulator
 from nvcc import compile_module
 
-from bench.gpu.conformance import layouts
+from bench.gpu.conformance import layouts, wgmma
 from hunyuan_kernels.testing.simulated import SETTINGS
 
 TORCH_TYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "e4m3": torch.float8_e4m3fn}
@@ -134,11 +134,12 @@ def run_wgmma(tables, options, dtype, n, descriptors, transposed, memory, fragme
 
 
 @pytest.mark.parametrize("swizzle", ["none", "32", "64", "128"])
-@pytest.mark.parametrize("dtype", TORCH_TYPES)
+@pytest.mark.parametrize("dtype", wgmma.DTYPES)
 def test_conformance_suite_places_operands_alike(tables, dtype, swizzle):
     """bench/gpu/conformance, whose oracle is written down apart: the same bytes and descriptors, K-major."""
     steps = operands(tables, dtype, "K", swizzle)
-    parts = [integers(tables["lines"], DEPTHS[dtype], step).to(TORCH_TYPES[dtype]) for step in range(len(steps))]
+    depth = 32 // wgmma.DTYPES[dtype].itemsize
+    parts = [wgmma.exact_operand(dtype, tables["lines"], depth, step) for step in range(len(steps))]
     placed, descriptors = layouts.place(torch.cat(parts, 1), 0 if swizzle == "none" else int(swizzle), False)
     want = np.zeros(placed.numel(), dtype=np.uint8)
     for of, part in zip(steps, parts, strict=True):
@@ -148,7 +149,7 @@ def test_conformance_suite_places_operands_alike(tables, dtype, swizzle):
     assert descriptors == [of["descriptor"] + (of["start"] >> 4) for of in steps]
 
 
-@pytest.mark.parametrize("n", [8, 64, 128])
+@pytest.mark.parametrize("n", range(8, 257, 8))
 def test_conformance_suite_places_accumulators_alike(tables, n):
     places = torch.tensor(tables["accumulators"][str(n)]).reshape(128, n // 2)
     row, column = layouts.accumulator_positions(n, packed=False)

@@ -13,6 +13,8 @@
 #include <cute/atom/copy_traits_sm90.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 #include <cute/tensor.hpp>
+#include <string>
+#include <utility>
 
 using namespace cute;
 namespace gmma = SM90::GMMA;
@@ -71,6 +73,12 @@ void threads_and_values(const char* key, const Layout& layout) {
   fprintf(out, ",\n");
 }
 
+// Every N: 8, 16, ..., 256.
+template <int... eighths>
+void accumulators(std::integer_sequence<int, eighths...>) {
+  (threads_and_values(std::to_string(8 * eighths + 8).c_str(), gmma::CLayout_64xN<8 * eighths + 8>{}), ...);
+}
+
 // Registers of a matrix move, whose layout counts bits: 128 for each row.
 template <typename Layout>
 void registers(const char* key, const Layout& layout) {
@@ -88,10 +96,12 @@ int main(int count, char** arguments) {
   operands<bfloat16_t>("bf16");
   operands<tfloat32_t>("tf32");
   operands<float_e4m3_t>("e4m3");
+  operands<half_t>("f16");
+  operands<float_e5m2_t>("e5m2");
+  operands<int8_t>("s8");
+  operands<uint8_t>("u8");
   fprintf(out, "null],\n\"accumulators\": {\n");
-  threads_and_values("8", MMA_Traits<SM90_64x8x16_F32BF16BF16_SS<gmma::Major::K, gmma::Major::K>>::CLayout{});
-  threads_and_values("64", MMA_Traits<SM90_64x64x16_F32BF16BF16_SS<gmma::Major::K, gmma::Major::K>>::CLayout{});
-  threads_and_values("128", MMA_Traits<SM90_64x128x16_F32BF16BF16_SS<gmma::Major::K, gmma::Major::K>>::CLayout{});
+  accumulators(std::make_integer_sequence<int, 32>{});
   fprintf(out, "\"\": null},\n\"fragments\": {\n");
   threads_and_values("bf16", gmma::ALayout_64x16{});
   threads_and_values("tf32", gmma::ALayout_64x8{});
