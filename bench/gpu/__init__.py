@@ -8,6 +8,6 @@ the tests, compute-sanitizer's tools over the ops, and the benches beside torch'
 run. A step that fails or takes too long does not stop the others. DIR gets results.json, table.md and a log of each
 step. The exit code is 0 when every step passed, 1 when one failed or a tool that it needs is missing, 2 without a GPU.
 
-It needs a tree that was built (./dev setup) where nvcc is, the packages of requirements-dev.txt with a torch for CUDA, and
-NVIDIA's driver; nvcc is not needed where it runs, and the conformance suite needs no package but torch.
+It needs a tree that was built (./dev setup) where nvcc is, the packages of requirements-dev.txt with a torch for CUDA,
+and NVIDIA's driver; nvcc is not needed where it runs, and the conformance suite needs no package but torch.
 """
