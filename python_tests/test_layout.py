@@ -24,7 +24,7 @@ NO_CUDA_YET = "its CUDA kernels are not written yet; on CUDA tensors the op rais
 MISSING = {
     **{
         room.format(stem): NO_CUDA_YET
-        for stem in ("grouped_gemm", "fp8_gemm")
+        for stem in ("fp8_gemm",)
         for room in ("csrc/host/{}.cpp", "csrc/kernels/{}_sm90.cu")
     },
     "csrc/cpu/isa/grouped_gemm.inl": "its microkernels are those of the GEMM core, isa/gemm.inl, and isa/swiglu.inl",

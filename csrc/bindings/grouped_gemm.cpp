@@ -1,10 +1,11 @@
-// Ops of the stem `grouped_gemm`: checks, allocation and the way to the CPU backend.
+// Ops of the stem `grouped_gemm`: checks, allocation and the way to the CPU backend or a device.
 #include "cpu/grouped_gemm.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "bindings/expert_arguments.h"
+#include "bindings/grouped_gemm_device.h"
 #include "bindings/torch_glue.h"
 
 namespace hunyuan_kernels {
@@ -28,6 +29,9 @@ Tensor multiply_rows(const char* op, const Tensor& a, const cpu::ExpertWeights& 
 Tensor grouped_gemm(const Tensor& a_, const Tensor& b_, const Tensor& expert_offsets,
                     std::optional<ScalarType> out_dtype) {
   const char* op = "grouped_gemm";
+  if (DeviceCall call(op, a_); call)
+    return device::multiply_rows(op, call, host::GroupedGemmForm::rows, "a", a_, "b", b_, false, expert_offsets,
+                                 checked_out_dtype(op, out_dtype.value_or(a_.scalar_type())), nullptr);
   const auto b = expert_weights(op, "b", b_, kElements, "[E, N, K]");
   const Tensor a = activations(op, "a", a_, kElements, b.columns, "[S, K]");
   check_same_dtype(op, a, "b", b_);
@@ -37,6 +41,10 @@ Tensor grouped_gemm(const Tensor& a_, const Tensor& b_, const Tensor& expert_off
 Tensor grouped_gemm_dgrad(const Tensor& grad_out_, const Tensor& b_, const Tensor& expert_offsets,
                           std::optional<ScalarType> out_dtype) {
   const char* op = "grouped_gemm_dgrad";
+  if (DeviceCall call(op, grad_out_); call)
+    return device::multiply_rows(op, call, host::GroupedGemmForm::rows, "grad_out", grad_out_, "b", b_, true,
+                                 expert_offsets, checked_out_dtype(op, out_dtype.value_or(grad_out_.scalar_type())),
+                                 nullptr);
   const auto b = expert_weights(op, "b", b_, kElements, "[E, N, K]");
   const Tensor grad_out = activations(op, "grad_out", grad_out_, kElements, b.rows, "[S, N]");
   return multiply_rows(op, grad_out, transposed(b), expert_offsets,
@@ -78,24 +86,42 @@ Tensor grouped_gemm_wgrad(const Tensor& grad_out, const Tensor& a, const Tensor&
   check_dtype(op, "a", a, kElements);
   Tensor grad_b = empty({expert_offsets.size(0) - 1, grad_out.size(1), a.size(1)},
                         checked_out_dtype(op, out_dtype.value_or(a.scalar_type())), a);
+  if (DeviceCall call(op, a); call) {
+    device::weight_gradient(op, call, grad_out, a, expert_offsets, grad_b, false);
+    return grad_b;
+  }
   weight_gradient(op, grad_out, a, expert_offsets, expert_weights(op, "grad_b", grad_b, kElements, "[E, N, K]"), false);
   return grad_b;
 }
 
-void grouped_gemm_wgrad_(const Tensor& grad_b, const Tensor& grad_out, const Tensor& a, const Tensor& expert_offsets) {
+void grouped_gemm_wgrad_(Tensor grad_b, const Tensor& grad_out, const Tensor& a, const Tensor& expert_offsets) {
   const char* op = "grouped_gemm_wgrad_";
   check_dtype(op, "grad_b", grad_b, {ScalarType::Float});
-  const auto weights = expert_weights(op, "grad_b", grad_b, kElements, "[E, N, K]");
+  check_rank(op, "grad_b", grad_b, 3, "[E, N, K]");
   check_no_overlap(op, "grad_b", grad_b);
+  if (DeviceCall call(op, grad_b); call)
+    return device::weight_gradient(op, call, grad_out, a, expert_offsets, grad_b, true);
+  const auto weights = expert_weights(op, "grad_b", grad_b, kElements, "[E, N, K]");
   weight_gradient(op, grad_out, a, expert_offsets, weights, true);
+}
+
+void check_even(const char* op, const Tensor& gate_up) {
+  check(gate_up.size(1) % 2 == 0, op, "gate_up", "has shape ", shape_text(gate_up),
+        "; dimension 1 must be even: I rows of gate, then I rows of up");
 }
 
 // The common part of both forms; preactivation may be null.
 Tensor swiglu(const char* op, const Tensor& a_, const Tensor& gate_up_, const Tensor& expert_offsets,
               Tensor* preactivation) {
+  if (DeviceCall call(op, a_); call) {
+    check_rank(op, "gate_up", gate_up_, 3, "[E, 2I, K]");
+    check_even(op, gate_up_);
+    const auto form = preactivation ? host::GroupedGemmForm::swiglu_preactivation : host::GroupedGemmForm::swiglu;
+    return device::multiply_rows(op, call, form, "a", a_, "gate_up", gate_up_, false, expert_offsets, a_.scalar_type(),
+                                 preactivation);
+  }
   const auto gate_up = expert_weights(op, "gate_up", gate_up_, kElements, "[E, 2I, K]");
-  check(gate_up.rows % 2 == 0, op, "gate_up", "has shape ", shape_text(gate_up_),
-        "; dimension 1 must be even: I rows of gate, then I rows of up");
+  check_even(op, gate_up_);
   const Tensor a = activations(op, "a", a_, kElements, gate_up.columns, "[S, K]");
   check_same_dtype(op, a, "gate_up", gate_up_);
   const auto offsets = checked_expert_offsets(op, expert_offsets, gate_up.experts, a.size(0), "S");
@@ -133,11 +159,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
   m.def("grouped_swiglu_preactivation(Tensor a, Tensor gate_up, Tensor expert_offsets) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
-  m.impl("grouped_gemm", TORCH_BOX(&hunyuan_kernels::grouped_gemm));
-  m.impl("grouped_gemm_dgrad", TORCH_BOX(&hunyuan_kernels::grouped_gemm_dgrad));
-  m.impl("grouped_gemm_wgrad", TORCH_BOX(&hunyuan_kernels::grouped_gemm_wgrad));
-  m.impl("grouped_gemm_wgrad_", TORCH_BOX(&hunyuan_kernels::grouped_gemm_wgrad_));
-  m.impl("grouped_swiglu", TORCH_BOX(&hunyuan_kernels::grouped_swiglu));
-  m.impl("grouped_swiglu_preactivation", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_preactivation));
-}
+#define HK_GROUPED_GEMM_FOR(backend)                                                                   \
+  STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, backend, m) {                                             \
+    m.impl("grouped_gemm", TORCH_BOX(&hunyuan_kernels::grouped_gemm));                                 \
+    m.impl("grouped_gemm_dgrad", TORCH_BOX(&hunyuan_kernels::grouped_gemm_dgrad));                     \
+    m.impl("grouped_gemm_wgrad", TORCH_BOX(&hunyuan_kernels::grouped_gemm_wgrad));                     \
+    m.impl("grouped_gemm_wgrad_", TORCH_BOX(&hunyuan_kernels::grouped_gemm_wgrad_));                   \
+    m.impl("grouped_swiglu", TORCH_BOX(&hunyuan_kernels::grouped_swiglu));                             \
+    m.impl("grouped_swiglu_preactivation", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_preactivation)); \
+  }
+HK_GROUPED_GEMM_FOR(CPU)
+HK_GROUPED_GEMM_FOR(CUDA)
+#undef HK_GROUPED_GEMM_FOR

@@ -4,6 +4,7 @@
 
 #include "bindings/python_module.h"
 #include "host/dispatch.h"
+#include "host/grouped_gemm.h"
 #include "host/quantize.h"
 #include "host/routing.h"
 #include "host/swiglu.h"
@@ -114,6 +115,52 @@ void register_rows(py::module_& m) {
       py::arg("alignment") = 256, "The plan of swiglu for x [rows, 2 columns]; alignment of every row in bytes.");
 }
 
+void register_grouped_gemm(py::module_& m) {
+  using host::GroupedGemmCandidate;
+  using host::GroupedGemmForm;
+  using host::GroupedGemmPlan;
+  py::native_enum<GroupedGemmForm>(m, "GroupedGemmForm", "enum.Enum")
+      .value("rows", GroupedGemmForm::rows)
+      .value("swiglu", GroupedGemmForm::swiglu)
+      .value("swiglu_preactivation", GroupedGemmForm::swiglu_preactivation)
+      .value("weight_gradient", GroupedGemmForm::weight_gradient)
+      .finalize();
+  py::class_<GroupedGemmCandidate>(m, "GroupedGemmCandidate")
+      .def_readonly("tile_rows", &GroupedGemmCandidate::tile_rows)
+      .def_readonly("tile_columns", &GroupedGemmCandidate::tile_columns)
+      .def_readonly("cluster", &GroupedGemmCandidate::cluster,
+                    "blocks that divide the depth; 0: no kernel for few rows")
+      .def_readonly("illegal", &GroupedGemmCandidate::illegal, "why it cannot be taken; empty: it can")
+      .def_readonly("tiles", &GroupedGemmCandidate::tiles, "the most that the group sizes can make")
+      .def_readonly("likely_tiles", &GroupedGemmCandidate::likely_tiles, "with groups of equal size")
+      .def_readonly("waves", &GroupedGemmCandidate::waves)
+      .def_readonly("flops", &GroupedGemmCandidate::flops)
+      .def_readonly("bytes", &GroupedGemmCandidate::bytes)
+      .def_readonly("sm_clocks", &GroupedGemmCandidate::sm_clocks)
+      .def_readonly("memory_clocks", &GroupedGemmCandidate::memory_clocks)
+      .def_property_readonly("clocks", &GroupedGemmCandidate::clocks);
+  py::class_<GroupedGemmPlan>(m, "GroupedGemmPlan")
+      .def_readonly("candidates", &GroupedGemmPlan::candidates)
+      .def_property_readonly("taken", [](const GroupedGemmPlan& p) { return p.candidates[p.taken]; })
+      .def_readonly("panel_tiles", &GroupedGemmPlan::panel_tiles)
+      .def_readonly("launches", &GroupedGemmPlan::launches)
+      .def("__str__", &GroupedGemmPlan::text)
+      .def("__repr__", &GroupedGemmPlan::text);
+  m.def(
+      "grouped_gemm",
+      [](GroupedGemmForm form, int64_t experts, int64_t rows, int64_t columns, int64_t depth, bool across, DType out,
+         int sms) {
+        driver::DeviceProperties device;
+        device.sms = sms;
+        return host::plan_grouped_gemm({form, experts, rows, columns, depth, across, out}, device);
+      },
+      py::kw_only(), py::arg("form") = GroupedGemmForm::rows, py::arg("experts"), py::arg("rows"), py::arg("columns"),
+      py::arg("depth"), py::arg("across") = false, py::arg("out") = DType::bfloat16, py::arg("sms") = 132,
+      "The plan of a [rows, depth] times b [experts, columns, depth] (columns = 2I for SwiGLU), b contiguous along "
+      "depth "
+      "or across. weight_gradient: of grad_out [rows, columns] and a [rows, depth].");
+}
+
 }  // namespace
 
 void register_plans(py::module_& parent) {
@@ -143,6 +190,7 @@ void register_plans(py::module_& parent) {
       .def("__str__", &KernelLaunch::text)
       .def("__repr__", &KernelLaunch::text);
   register_quantize(m);
+  register_grouped_gemm(m);
   register_routing(m);
   register_rows(m);
 }

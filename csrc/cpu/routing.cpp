@@ -2,8 +2,7 @@
 //
 //   choose_experts   softmax and top-k of each token
 //   assign_rows      rank of each assignment within its expert, in choice-major order (all first choices in token
-//   order,
-//                    then all second ones); rank < capacity is kept; dropped ones may be sent to free slots
+//                    order, then all second ones); rank < capacity is kept; dropped ones may be sent to free slots
 //
 // Ranks come from one counting pass and one assigning pass over chunks of tokens with a prefix sum in between: memory
 // is linear in T * k, nothing is sorted, and results do not depend on the number of threads. The i-th dropped

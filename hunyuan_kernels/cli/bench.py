@@ -15,10 +15,11 @@ from rich.table import Table
 
 from hunyuan_kernels.cli.check import check_op
 from hunyuan_kernels.cli.common import chosen_specs, console, refuse
+from hunyuan_kernels.cli.counters import SMS
 from hunyuan_kernels.testing import machine
 from hunyuan_kernels.testing.measure import Bench, Measurement
 from hunyuan_kernels.testing.memory import MemoryProbe
-from hunyuan_kernels.testing.spec import PRESETS, all_specs
+from hunyuan_kernels.testing.spec import PRESETS, Case, OpSpec, all_specs
 from hunyuan_kernels.testing.timing import Timing
 
 #: The judged columns of ``bench``: name, and whether it holds numbers.
@@ -107,6 +108,7 @@ def bench(
     case: Annotated[str | None, typer.Option(help="Only cases whose label contains this text.")] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for the rounds of each case.")] = 1.0,
     patience: Annotated[float, typer.Option(min=0.0, help="Leave out baselines whose call takes longer (s).")] = 20.0,
+    explain: Annotated[bool, typer.Option("--explain", help="Time nothing: show what is planned for a GPU.")] = False,
 ) -> None:
     """Times ops against PyTorch, interleaved in one process, beside the measured ceilings of this machine."""
     specs = chosen_specs(names)
@@ -115,6 +117,9 @@ def bench(
     pairs = [(spec, c) for spec in specs for c in spec.bench_cases(preset) if case is None or case in c.label]
     if not pairs:
         refuse("case", case or "", [c.label for spec in specs for c in spec.bench_cases(preset)])
+    if explain:
+        print("\n\n".join(explanations(pairs)))
+        return
     if json_file is not None and json_file != "-":
         _require_writable(json_file)
     if threads is not None:
@@ -137,6 +142,20 @@ def bench(
         print(text)
     else:
         Path(json_file).write_text(text + "\n", encoding="utf-8")
+
+
+def explanations(pairs: Iterable[tuple[OpSpec, Case]]) -> Iterable[str]:
+    """What the host plans for each case on an H100 SXM: what it considered, and why it took what it took."""
+    for spec, case in pairs:
+        title = f"{spec.name} [{case.label}]"
+        if spec.plan is None:
+            yield f"{title}: no choice of kernels to explain"
+            continue
+        arguments = case.make(0)
+        if not spec.on_cuda(arguments):
+            yield f"{title}: the CUDA kernels do not take it"
+            continue
+        yield f"{title}, {SMS} SMs\n{spec.plan(arguments, SMS)}"
 
 
 def _require_writable(target: str) -> None:

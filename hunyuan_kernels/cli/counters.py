@@ -27,6 +27,8 @@ def counter_rows(spec: OpSpec, preset: str | None) -> Iterator[tuple[str, ...]]:
     """
     for case in spec.bench_cases(preset):
         arguments = case.make(0)
+        if not spec.on_cuda(arguments):
+            continue
         with simulated_gpu(sms=SMS, check_races=False, split_warps=False) as gpu:
             got = spec.function(**arguments)
         demanded = demanded_bytes(spec.work(arguments), got if isinstance(got, tuple) else (got,))

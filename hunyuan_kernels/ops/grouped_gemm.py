@@ -6,6 +6,12 @@ other rows' values, on its place or on the number of threads. It does depend (in
 few rows (at most 8, or 4 where the CPU has 16 vector registers) or more, which take different ways through the weights
 when those are contiguous along K. On CPUs with bf16 dot products (the instruction set ``avx512_bf16``) subnormal bf16
 inputs count as zero, as those instructions define.
+
+On a GPU (Hopper) operands are bfloat16; float32 gradients are rounded to it. Groups of few rows take kernels of their
+own, chosen from S, the number of experts and the GPU, so that a row's last bits can depend on S. Offsets are not
+checked there: group ``e`` ends at the largest of ``expert_offsets[1 : e + 2]``, within 0 and S, and starts where the
+one before ends. Operands whose rows do not start at multiples of 16 bytes (odd N or K, slices) are copied first,
+weights too.
 """
 
 from collections.abc import Callable
@@ -23,7 +29,7 @@ def grouped_gemm(a: Tensor, b: Tensor, expert_offsets: Tensor, *, out_dtype: tor
     """Multiplies every group of rows by the weights of its expert: ``out[r] = a[r] @ b[e].T`` for the rows of group e.
 
     Args:
-        a: ``[S, K]``, bfloat16 or float32. Rows may have any stride; other layouts are copied.
+        a: ``[S, K]``, bfloat16 or float32 (on a GPU bfloat16). Rows may have any stride; other layouts are copied.
         b: ``[E, N, K]`` in the dtype of ``a``, one weight matrix per expert as in ``torch.nn.Linear``. Read in place:
             the stride along K or the one along N must be 1 (a transposed view of ``[E, K, N]`` is fine), others are
             free.
@@ -52,7 +58,7 @@ def grouped_gemm_wgrad_(grad_b: Tensor, grad_out: Tensor, a: Tensor, expert_offs
     Args:
         grad_b: float32 ``[E, N, K]``, changed in place; the stride along K or the one along N must be 1.
         grad_out: ``[S, N]``, bfloat16 or float32.
-        a: ``[S, K]``, bfloat16 or float32.
+        a: ``[S, K]``, bfloat16 or float32 (on a GPU bfloat16).
         expert_offsets: int32 ``[E + 1]``, as in :func:`grouped_gemm`. Rows past the last one are not read.
 
     Raises:
@@ -80,7 +86,7 @@ def grouped_swiglu(
     computes from that. The result is the same bit for bit either way.
 
     Args:
-        a: ``[S, K]``, bfloat16 or float32.
+        a: ``[S, K]``, bfloat16 or float32 (on a GPU bfloat16).
         gate_up: ``[E, 2I, K]`` in the dtype of ``a``, read in place as ``b`` of :func:`grouped_gemm`.
         expert_offsets: int32 ``[E + 1]``, as in :func:`grouped_gemm`.
         return_preactivation: also return ``[S, 2I]``, the rounded ``a[r] @ gate_up[e].T``.

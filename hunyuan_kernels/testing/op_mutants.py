@@ -31,11 +31,10 @@ class _CaseLaunch:
         return self.spec.reference(**self.case.make(0))
 
     def __call__(self, module: simulator.Module, setting: Mapping[str, Any]) -> Sequence[LaunchReport]:
-        arguments = self.case.make(0)
         with simulated_gpu_of(setting) as gpu:
             gpu.load_instead(self.stem, module)
-            got = self.spec.function(**arguments)
-        for comparison in self.spec.compare(arguments, got, self.want):
+            got = self.spec.function(**self.case.make(0))
+        for comparison in self.spec.compare(self.case.make(0), got, self.want):
             if not comparison:
                 raise AssertionError(f"[{self.case.label}] {comparison.message}")
         kernels = set(module.kernels())
@@ -50,7 +49,7 @@ def executed_kernels(spec: OpSpec) -> dict[str, set[int]]:
         simulator.SimError: something is found wrong with a launch.
     """
     lines: dict[str, set[int]] = {}
-    for case in spec.cases():
+    for case in spec.cuda_cases():
         arguments = case.make(0)
         with simulated_gpu_of({}) as gpu:
             spec.function(**arguments)
@@ -78,6 +77,6 @@ def mutate_op(
     for stem in ops.device_stems().split(","):
         ptx = ops.device_ptx(stem)
         if executed.keys() & set(simulator.Module(ptx).kernels()):  # the op itself may be composed of several stems
-            launches = [_CaseLaunch(spec, case, stem) for case in spec.cases()]
+            launches = [_CaseLaunch(spec, case, stem) for case in spec.cuda_cases()]
             mutants += run_mutants(ptx, launches, settings, progress=progress)
     return mutants

@@ -38,7 +38,8 @@ class OpSpec:
     ``baselines`` map a name to a function with the same arguments: what a good PyTorch user would write today; one
     raises NotImplementedError for a case that PyTorch has nothing for. Names that start with ``naive`` are shown but
     not judged by. ``sample`` cuts a call and its result down to some columns, for sizes whose reference would take
-    minutes.
+    minutes. ``on_cuda`` says whether the CUDA kernels take a case that the CPU takes: they refuse some dtypes.
+    ``plan`` gives what the host decides for a case on a GPU with so many SMs, as an object that prints itself.
     """
 
     name: str
@@ -51,6 +52,12 @@ class OpSpec:
     work: Callable[[Arguments], Work]
     baselines: dict[str, Callable[..., Any]] = field(default_factory=dict)
     sample: Callable[[Arguments, Any], tuple[Arguments, Any]] | None = None
+    on_cuda: Callable[[Arguments], bool] = lambda arguments: True
+    plan: Callable[[Arguments, int], object] | None = None
+
+    def cuda_cases(self) -> list[Case]:
+        """The cases that the CUDA kernels take."""
+        return [case for case in self.cases() if self.on_cuda(case.make(0))]
 
 
 def verify(spec: OpSpec, case: Case, seed: int = 0, *, sampled: bool = False) -> list[Comparison]:

@@ -97,6 +97,17 @@ def test_bad_arguments(arguments, message):
     assert message in result.output
 
 
+def test_explain_shows_the_plans():
+    result = run("grouped_gemm", "quantize_fp8", "--explain", "--case", "16 experts x 16 rows")
+    assert result.exit_code == 0
+    assert "grouped_gemm [16 experts x 16 rows, N 1024, K 512, bfloat16], 132 SMs\n" in result.output
+    assert "tile 16 x 128 x 64, depth over 2: at most" in result.output
+    assert result.output.count("<- taken") == 1
+    assert "float32]: the CUDA kernels do not take it" in result.output
+    result = run("quantize_fp8", "--explain")
+    assert "]: no choice of kernels to explain" in result.output
+
+
 def test_baselines_that_would_take_too_long_are_left_out():
     spec = spec_of("grouped_gemm")
     small, large = spec.bench_cases(None)[:2]

@@ -8,6 +8,7 @@ import pytest
 from hunyuan_kernels._C import build_information
 
 from hunyuan_kernels._ops import LIBRARY, ops
+from python_tests.host.device_code import assemble, disassemble
 
 
 def stems() -> list[str]:
@@ -72,3 +73,44 @@ def test_ptx_that_there_is_not() -> None:
 def test_unknown_stem_names_what_there_is() -> None:
     with pytest.raises(RuntimeError, match=r"device_ptx: stem is 'nonsense', but this build has device code for: \w+"):
         ops.device_ptx("nonsense")
+
+
+@pytest.mark.parametrize("stem", stems())
+def test_the_assembler_finds_nothing_slow(stem: str) -> None:
+    """No stack, no spilled registers, no wgmma that waits for the one before it."""
+    _, said = assemble(stem)
+    functions = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert len(functions) >= ops.device_ptx(stem).count(".entry")
+    assert set(functions) == {("0", "0", "0")}
+    assert not re.search(r"serialized|C75\d\d", said), said
+
+
+def loops(lines: list[str]) -> list[list[str]]:
+    """The bodies from a label to a branch back to it."""
+    at = {line[:-1]: index for index, line in enumerate(lines) if line.endswith(":")}
+    found = []
+    for index, line in enumerate(lines):
+        if (branch := re.search(r"BRA `\((\.L_x_\d+)\)", line)) and at.get(branch[1], index) < index:
+            found.append(lines[at[branch[1]] : index + 1])
+    return found
+
+
+#: More than nvcc 13.0.88 makes of any of them, by a few. A k-block of 128 x 256 x 64 takes the tensor cores 1024 clocks
+#: by the data sheet; meanwhile each of the 4 schedulers issues this twice, for the 8 warps that multiply.
+MOST_INSTRUCTIONS_OF_A_K_BLOCK = 96
+
+
+@pytest.mark.skipif("grouped_gemm" not in stems(), reason="this build has no device code: no nvcc was found")
+def test_main_loops_of_the_grouped_gemm() -> None:
+    """Four tensor core instructions for each k-block of 64, and little beside them."""
+    kernels = disassemble("grouped_gemm")
+    assert kernels
+    for name, lines in kernels.items():
+        with_products = [loop for loop in loops(lines) if sum("HGMMA" in line for line in loop) == 4]
+        body = min(with_products, key=len, default=None)
+        assert body is not None, f"{name} has no loop of four HGMMA"
+        shape = "64x128x16" if "_128_" in name else "64x256x16"
+        assert all(shape in line for line in body if "HGMMA" in line), name
+        instructions = [line for line in body if not line.endswith(":")]
+        assert len(instructions) <= MOST_INSTRUCTIONS_OF_A_K_BLOCK, f"{name}: {len(instructions)}"
+        assert not any(re.search(r"\b(LDL|STL|LDG|STG)\b", line) for line in body), name

@@ -4,12 +4,14 @@ import dataclasses
 import re
 
 import pytest
+import torch
 
 from hunyuan_kernels._ops import ops
 from hunyuan_kernels.testing.harmless import HARMLESS, Harmless, judge
 from hunyuan_kernels.testing.mutation import Mutant, mutations
 from hunyuan_kernels.testing.op_mutants import SETTINGS, executed_kernels, mutate_op
-from hunyuan_kernels.testing.spec import all_specs
+from hunyuan_kernels.testing.spec import Case, all_specs
+from hunyuan_kernels.testing.specs.grouped_gemm import make_arguments
 from python_tests.backends import needs_device_code
 
 SPECS = {spec.name: spec for spec in all_specs()}
@@ -28,6 +30,31 @@ CASES = {
     "load_balancing_loss_backward": r"T=33 .*",
     "swiglu": r"S (7|9), .*",
     "swiglu_backward": r"S (7|9), .*",
+}
+
+
+def gemm_rows(seed):
+    return make_arguments([129, 0, 70, 256], 264, 460, torch.bfloat16, seed, tail=20)
+
+
+def gemm_few_rows(seed):
+    return make_arguments([33], 2 * 640, 2100, torch.bfloat16, seed, name="gate_up")
+
+
+def gemm_wgrad(seed):
+    arguments = make_arguments([330, 0, 70], 136, 264, torch.bfloat16, seed, tail=20)
+    generator = torch.Generator().manual_seed(seed + 1)
+    grad_b, grad_out = torch.randn(3, 136, 264, generator=generator), torch.randn(420, 136, generator=generator)
+    grad_out[400:] = float("nan")
+    return {"grad_b": grad_b, "grad_out": grad_out.bfloat16(), **{k: arguments[k] for k in ("a", "expert_offsets")}}
+
+
+# One kernel of each source and of each way through it; the others are the same templates. Op, arguments, SMs: several
+# tiles for each block, more k-blocks than stages.
+GEMMS = {
+    "grouped_gemm_rows_128_bfloat16": ("grouped_gemm", gemm_rows, 2),
+    "grouped_gemm_wgrad_float32": ("grouped_gemm_wgrad_", gemm_wgrad, 2),
+    "grouped_gemm_few_rows_swiglu_64": ("grouped_swiglu", gemm_few_rows, 4),
 }
 
 
@@ -55,6 +82,18 @@ def test_mutants_are_caught_or_explained(name, executed):
 
 
 @needs_device_code
+@pytest.mark.parametrize("kernel", GEMMS)
+def test_mutants_of_gemms_are_caught_or_explained(kernel):
+    name, make, sms = GEMMS[kernel]
+    spec = dataclasses.replace(SPECS[name], cases=lambda: [Case("reuse", make)])
+    mutants = mutate_op(spec, [{**setting, "num_sms": sms} for setting in SETTINGS[:2]])
+    assert {mutant.kernel for mutant in mutants} == {kernel}
+    verdict = judge(mutants)
+    assert [f"{m.kernel}, line {m.line}: {m.instruction}" for m in verdict.unexplained] == []
+    assert verdict.stale == []
+
+
+@needs_device_code
 @pytest.mark.parametrize("stem", sorted({SPECS[name].stem for name in CASES}))
 def test_cases_execute_every_synchronization(stem, executed):
     """No kernel is left out, and no instruction that could be mutated."""
@@ -64,7 +103,9 @@ def test_cases_execute_every_synchronization(stem, executed):
 
 @needs_device_code
 def test_every_stem_is_mutated():
-    assert {SPECS[name].stem for name in CASES} == set(ops.device_stems().split(","))
+    stems = ops.device_stems().split(",")
+    gemms = {stem for stem in stems for kernel in GEMMS if f".entry {kernel}(" in ops.device_ptx(stem)}
+    assert gemms | {SPECS[name].stem for name in CASES} == set(stems)
 
 
 @needs_device_code

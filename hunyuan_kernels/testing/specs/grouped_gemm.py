@@ -271,6 +271,24 @@ def _sample_swiglu(arguments: Arguments, got: Tensor) -> tuple[Arguments, Tensor
     return {**arguments, "gate_up": first_of_halves(arguments["gate_up"])}, got[:, :128]
 
 
+def _is_bfloat16(arguments: Arguments) -> bool:
+    return arguments["a"].dtype == torch.bfloat16
+
+
+def _plan(form: str, weights: str) -> Any:
+    """The plan of a product with the argument ``weights``, or of the weight gradient that it is."""
+
+    def plan(arguments: Arguments, sms: int) -> object:
+        from hunyuan_kernels._C import plans  # not part of what ops need
+
+        a, b = arguments["a"], arguments[weights]
+        (experts, columns, depth), out = b.shape, plans.DType[str(b.dtype).removeprefix("torch.")]
+        options = {"experts": experts, "rows": a.shape[0], "columns": columns, "depth": depth, "out": out, "sms": sms}
+        return plans.grouped_gemm(form=plans.GroupedGemmForm[form], across=b.stride(2) != 1, **options)
+
+    return plan
+
+
 SPECS = [
     OpSpec(
         name="grouped_gemm",
@@ -283,6 +301,8 @@ SPECS = [
         work=lambda arguments: _work(arguments, arguments["b"], arguments["b"].shape[1]),
         baselines=EXPERT_PRODUCTS,
         sample=_sample_columns,
+        on_cuda=_is_bfloat16,
+        plan=_plan("rows", "b"),
     ),
     OpSpec(
         name="grouped_gemm_wgrad_",
@@ -295,6 +315,8 @@ SPECS = [
         work=_wgrad_work,
         baselines={"matmul per expert": _wgrad_per_expert, "addmm_ in fp32": _fp32_wgrad_per_expert},
         sample=_sample_wgrad,
+        on_cuda=_is_bfloat16,
+        plan=_plan("weight_gradient", "grad_b"),
     ),
     OpSpec(
         name="grouped_swiglu",
@@ -307,5 +329,7 @@ SPECS = [
         work=lambda arguments: _work(arguments, arguments["gate_up"], arguments["gate_up"].shape[1] // 2),
         baselines={name: _with_swiglu(multiply) for name, multiply in EXPERT_PRODUCTS.items()},
         sample=_sample_swiglu,
+        on_cuda=_is_bfloat16,
+        plan=_plan("swiglu", "gate_up"),
     ),
 ]

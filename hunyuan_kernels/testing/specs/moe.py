@@ -325,6 +325,10 @@ def _layer(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return baseline
 
 
+def _on_cuda(arguments: Arguments) -> bool:
+    return arguments["x"].dtype == torch.bfloat16 and not isinstance(arguments["experts"], hk.Fp8Experts)
+
+
 SPECS = [
     OpSpec(
         name="moe",
@@ -336,6 +340,7 @@ SPECS = [
         bench_cases=_bench_cases,
         work=_work,
         baselines={name: _layer(multiply) for name, multiply in EXPERT_PRODUCTS.items()},
+        on_cuda=_on_cuda,
     ),
     OpSpec(
         name="route_dispatch_combine",

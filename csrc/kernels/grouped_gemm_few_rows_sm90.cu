@@ -1,0 +1,259 @@
+// Products for groups of few rows, bound by reading the weights: those of kernels/grouped_gemm_sm90.cu, with the
+// operands exchanged. For the rows r of group e:
+//
+//   rows       out[r, n] = sum_k b[e, n, k] a[r, k]; zeros for rows of no group
+//   SwiGLU     out[r, i] = silu(g) u,  g = sum_k b[e, i, k] a[r, k],  u = sum_k b[e, I + i, k] a[r, k];
+//              g and u too, rounded, where a.preactivation_data is given
+//
+// The weights are wgmma's M side, the rows (tokens) its N side: 16 or 64 of them, so that few products are made for
+// rows that are not there. bf16 operands, fp32 sums, bf16 or fp32 out. Shapes: kernels/grouped_gemm_arguments.h.
+//
+// Who does what: a cluster of 1 to 8 blocks takes tiles of 128 weights (SwiGLU: of gate and of up) x kTokens rows. Its
+// blocks divide the depth: block c has the c-th part of the k-blocks. Of a block,
+//   warpgroup 0    warp 0 finds the tile and loads weights and rows for each k-block, by TMA, into a ring of stages.
+//   warpgroups 1-2 each multiply 64 of the weights (SwiGLU: of both halves): m64n16k16 or m64n64k16.
+// Then the sums of the blocks are added in the order of their ranks (tile/cluster_sum.cuh), 8 tokens by block 0, the
+// next 8 by block 1, and so on; SwiGLU follows the addition. The result is small beside the weights and leaves straight
+// from the registers, 8 neighbouring columns of 4 x 2 rows per warp and store.
+//
+//   producer  a, b --TMA--> [ stage | ... | stage ] --wgmma--> registers --> [ addends ] --other blocks'--> sum --> out
+//
+// Ragged groups: as there. Order of a sum: within a block by depth, then by rank: it depends on the size of the
+// cluster.
+//
+// Limits: those of kernels/grouped_gemm_sm90.cu. Any distribution of rows is right; a group with many rows has its
+// weights read again (from L2, mostly) for every kTokens rows.
+#include "arch/launch.cuh"
+#include "arch/math.cuh"
+#include "arch/tensor_copy.cuh"
+#include "kernels/grouped_gemm_arguments.h"
+#include "tile/cluster_sum.cuh"
+#include "tile/expert_lanes.cuh"
+#include "tile/expert_tiles.cuh"
+#include "tile/operand.cuh"
+#include "tile/ring.cuh"
+
+namespace hunyuan_kernels::kernels {
+namespace {
+
+using arch::Major;
+using tile::bfloat16;
+using tile::kBoxBytes;
+using tile::kDepth;
+using tile::kProductDepth;
+
+struct Tile {
+  int32_t group;
+  int32_t row, row_end;      // the first row, and where the group ends
+  int32_t weight;            // the first one
+  int32_t depth, depth_end;  // of this block
+};
+
+template <int kTokens, int kParts, Major kMajorWeights, typename Output>
+struct FewRows {
+  static constexpr int kTokensOffset = kParts * kFewRowsWeights * tile::kSwizzledRowBytes;  // in a stage
+  static constexpr int kStageBytes = few_rows_stage_bytes(kTokens, kParts);
+  static constexpr int kStages = few_rows_stages(kTokens, kParts);
+  static_assert(kStages >= 4 && kStageBytes % 1024 == 0);
+  static constexpr int kValues = kTokens / 2;  // sums of a thread, for each part
+  using Ring = tile::Ring<kStages>;
+  using Sum = tile::ClusterSum<256>;
+  struct Barriers {
+    tile::RingBarriers<kStages> ring;
+    tile::ClusterSumBarriers sum;
+  };
+  static_assert(sizeof(Barriers) <= kFewRowsBarriersBytes);
+
+  class Tiles {
+   public:
+    __device__ explicit Tiles(const GroupedGemmArguments& a)
+        : a_(a),
+          columns_((a.columns + kFewRowsWeights - 1) / kFewRowsWeights),
+          experts_(a.expert_offsets, a.experts, a.rows, true),
+          step_(gridDim.x / arch::cluster_size()),
+          number_(blockIdx.x / arch::cluster_size()) {
+      const int32_t blocks = (a.depth + kDepth - 1) / kDepth, size = static_cast<int32_t>(arch::cluster_size());
+      const int32_t part = (blocks + size - 1) / size * kDepth;
+      depth_ = min(static_cast<int32_t>(arch::cluster_rank()) * part, a.depth);
+      depth_end_ = min(depth_ + part, a.depth);
+    }
+
+    __device__ __forceinline__ bool next(Tile& t) {
+      tile::GroupOfTile of;
+      auto row_tiles = [](int32_t rows) { return (static_cast<uint32_t>(rows) + kTokens - 1) / kTokens; };
+      if (!experts_.find(number_, [&](int32_t rows) { return row_tiles(rows) * columns_; }, of)) return false;
+      number_ += step_;
+      const uint32_t height = row_tiles(of.end - of.begin);  // rows first: their weights are in L2
+      t.group = of.group;
+      t.row = of.begin + static_cast<int32_t>(of.tile % height) * kTokens;
+      t.row_end = of.end;
+      t.weight = of.tile / height * kFewRowsWeights;
+      t.depth = depth_;
+      t.depth_end = of.group < a_.experts ? depth_end_ : depth_;
+      return true;
+    }
+
+   private:
+    const GroupedGemmArguments& a_;
+    const uint32_t columns_;
+    tile::ExpertTiles experts_;
+    const uint32_t step_;
+    uint32_t number_;
+    int32_t depth_, depth_end_;
+  };
+
+  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, uint32_t stages, Barriers& barriers) {
+    Ring ring(barriers.ring);
+    Tiles tiles(a);
+    const bool issues = threadIdx.x % 32 == 0;
+    for (Tile t; tiles.next(t);) {
+      if (!issues) continue;
+      for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
+        ring.fill(kStageBytes);
+        const uint32_t stage = stages + ring.stage() * kStageBytes;
+        constexpr int kBoxLines = kMajorWeights == Major::k ? kFewRowsWeights : 64;
+#pragma unroll
+        for (int line = 0; line < kParts * kFewRowsWeights; line += kBoxLines) {
+          const int32_t at = t.weight + line % kFewRowsWeights + line / kFewRowsWeights * a.columns;
+          const uint32_t to = stage + line * tile::kSwizzledRowBytes;
+          if constexpr (kMajorWeights == Major::k)
+            arch::load_box(to, &a.b, ring.full(), depth, at, t.group);
+          else
+            arch::load_box(to, &a.b, ring.full(), at, depth, t.group);
+        }
+        arch::load_box(stage + kTokensOffset, &a.a, ring.full(), depth, t.row);
+      }
+    }
+  }
+
+  __device__ __forceinline__ static void multiply_tile(float (&sums)[kParts][kValues], const Tile& t, int half,
+                                                       uint32_t stages, Ring& ring) {
+    const bool signals = threadIdx.x % 32 == 0;
+    if (t.depth >= t.depth_end) {
+#pragma unroll
+      for (auto& part : sums)
+#pragma unroll
+        for (float& sum : part) sum = 0.0f;
+    }
+    pin(sums);
+    uint32_t in_flight = 0;  // the stage whose products were issued last
+    for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
+      ring.wait_until_full();
+      const uint32_t stage = stages + ring.stage() * kStageBytes;
+      const uint64_t tokens = tile::operand_descriptor<Major::k>(stage + kTokensOffset);
+      arch::fence_products();
+#pragma unroll
+      for (int step = 0; step < kDepth / kProductDepth; ++step)
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const uint64_t weights = tile::operand_descriptor<kMajorWeights>(stage + (2 * part + half) * kBoxBytes);
+          arch::multiply<kMajorWeights, Major::k>(sums[part], weights + step * tile::kDepthStep<kMajorWeights>,
+                                                  tokens + step * tile::kDepthStep<Major::k>,
+                                                  depth > t.depth || step > 0);
+        }
+      arch::commit_products();
+      arch::wait_for_products<1>();
+      if (signals && depth > t.depth) ring.release(in_flight);
+      in_flight = ring.stage();
+    }
+    arch::wait_for_products<0>();
+    pin(sums);
+    if (signals && t.depth < t.depth_end) ring.release(in_flight);
+  }
+  __device__ __forceinline__ static void pin(float (&sums)[kParts][kValues]) {
+#pragma unroll
+    for (auto& part : sums)
+#pragma unroll
+      for (float& sum : part) arch::pin(sum);
+  }
+
+  // The sums of 8 tokens, every cluster_size-th 8 of them, and what becomes of them.
+  __device__ __forceinline__ static void store(const GroupedGemmArguments& a, const Tile& t, int half, const Sum& sum) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+    const uint32_t blocks = arch::cluster_size();
+    for (uint32_t eight = arch::cluster_rank(); eight < kTokens / 8; eight += blocks)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int32_t row = t.row + 8 * eight + lane % 4 * 2 + i % 2;
+        const int32_t column = t.weight + 64 * half + 16 * warp + lane / 4 + 8 * (i / 2);
+        if (row >= t.row_end || column >= a.columns) continue;
+        const int value = 4 * eight + i;
+        Output* out = reinterpret_cast<Output*>(a.out_data) + row * int64_t{a.row_columns} + column;
+        if constexpr (kParts == 2) {
+          const float gate = sum.sum(value), up = sum.sum(kValues + value);
+          tile::store_float(out, arch::silu(gate) * up);
+          if (a.preactivation_data) {
+            Output* both = reinterpret_cast<Output*>(a.preactivation_data) + int64_t{row} * 2 * a.row_columns + column;
+            tile::store_float(both, gate);
+            tile::store_float(both + a.row_columns, up);
+          }
+        } else {
+          tile::store_float(out, sum.sum(value));
+        }
+      }
+  }
+
+  __device__ __forceinline__ static void consume(const GroupedGemmArguments& a, uint32_t stages, float* addends,
+                                                 Barriers& barriers) {
+    const int half = threadIdx.x / 128 - 1;
+    Ring ring(barriers.ring);
+    Tiles tiles(a);
+    Sum sum(barriers.sum, addends, threadIdx.x - 128);
+    float sums[kParts][kValues];
+    for (Tile t; tiles.next(t);) {
+      multiply_tile(sums, t, half, stages, ring);
+      sum.exchange([&](auto&& write) {
+#pragma unroll
+        for (int value = 0; value < kParts * kValues; ++value) write(value, sums[value / kValues][value % kValues]);
+      });
+      store(a, t, half, sum);
+      sum.release();
+    }
+    sum.finish();
+  }
+
+  __device__ __forceinline__ static void run(const GroupedGemmArguments& a) {
+    extern __shared__ __align__(1024) uint8_t memory[];
+    auto* addends = reinterpret_cast<float*>(memory + kStages * kStageBytes);
+    auto& barriers =
+        *reinterpret_cast<Barriers*>(memory + kStages * kStageBytes + few_rows_sums_bytes(kTokens, kParts));
+    const uint32_t stages = arch::shared_address(memory);
+    if (threadIdx.x == 0) {
+      barriers.ring.initialize(8);
+      barriers.sum.initialize(8 * arch::cluster_size());
+      arch::fence_barrier_initialization();
+      arch::prefetch_tensor_map(&a.a);
+      arch::prefetch_tensor_map(&a.b);
+    }
+    __syncwarp();
+    arch::cluster_arrive();
+    arch::cluster_wait();
+    arch::wait_for_previous_launch();
+    if (threadIdx.x < 128) {
+      if (threadIdx.x < 32) produce(a, stages, barriers);
+      arch::allow_next_launch();
+    } else {
+      consume(a, stages, addends, barriers);
+    }
+  }
+};
+
+}  // namespace
+
+#define HK_KERNEL(name, ...)                                                         \
+  extern "C" __global__ void __launch_bounds__(kGroupedGemmThreads, 1)               \
+      grouped_gemm_few_rows_##name(const __grid_constant__ GroupedGemmArguments a) { \
+    FewRows<__VA_ARGS__>::run(a);                                                    \
+  }
+#define HK_KERNELS(tokens, suffix, major)                          \
+  HK_KERNEL(tokens##_bfloat16##suffix, tokens, 1, major, bfloat16) \
+  HK_KERNEL(tokens##_float32##suffix, tokens, 1, major, float)     \
+  HK_KERNEL(swiglu_##tokens##suffix, tokens, 2, major, bfloat16)
+HK_KERNELS(16, , Major::k)
+HK_KERNELS(64, , Major::k)
+HK_KERNELS(16, _across, Major::mn)
+HK_KERNELS(64, _across, Major::mn)
+#undef HK_KERNELS
+#undef HK_KERNEL
+
+}  // namespace hunyuan_kernels::kernels

@@ -1,0 +1,354 @@
+// Products over expert-major rows: grouped GEMM, its two gradients, and grouped SwiGLU. For the rows r of group e:
+//
+//   rows                   out[r, n] = sum_k a[r, k] b[e, n, k]; zeros for rows of no group
+//   SwiGLU                 out[r, i] = silu(g) u,  g = sum_k a[r, k] b[e, i, k],  u = sum_k a[r, k] b[e, I + i, k];
+//                          with the pre-activation: also g and u, rounded
+//   weight gradient        out[e, n, k] (+)= sum_r grad_out[r, n] a[r, k]
+//
+// The input gradient is `rows` with b across: b[e, n, k] contiguous along n. bf16 operands, fp32 sums in order of
+// depth, bf16 or fp32 out. Shapes and boxes: kernels/grouped_gemm_arguments.h. Strides of operands are free as far as
+// TMA takes them (multiples of 16 bytes); out is contiguous.
+//
+// Who does what: as many blocks as SMs, one on each, walk over tiles of 128 rows x 256 (or 128) columns. Of a block,
+//   warpgroup 0    warp 0 finds the tile and loads 128 x 64 of a and 256 x 64 of b for each k-block, by TMA, into
+//                  a ring of 4 stages (6 with 128 columns). The other three warps do nothing.
+//   warpgroups 1-2 each multiply 64 of the rows: m64n256k16, 128 registers of sums per thread; one k-block's products
+//                  are in flight while the next one's are issued, and its stage is released when they are done.
+//                  Then the epilogue: slices of 64 rows x 128 bytes through shared memory, out by TMA.
+//
+//            expert_offsets -> tile            expert_offsets -> tile (the same, without a word between the warps)
+//   producer  a, b --TMA--> [ stage | stage | stage | stage ] --wgmma--> registers --> [ slice | slice ] --TMA--> out
+//                      full -->                        <-- empty
+//   The producer runs ahead: it fills the stages with the next tile while the epilogue runs.
+//
+// Ragged groups: a tile belongs to one group. Rows past the group's end are loaded (they are the next group's, or zeros
+// past the tensor), multiplied, and not stored: the 64 rows of a warpgroup leave by TMA when they all belong to the
+// group, and by 16-byte stores of the rows that do otherwise. A warpgroup without rows does not multiply.
+//   Rows past the last group are one more group of depth 0: its sums are zeros. So are those of K = 0.
+//
+// Weight gradient: depth is the group's rows, in both operands. What the last k-block loads past the group's end may be
+// anything (0 x NaN is NaN): it is zeroed in shared memory, up to the 16 rows of the last product that is issued. Lines
+// and columns end with the tensor, where TMA stores end by themselves.
+//
+// Limits: S, N, K < 2^31 - 512; operand rows at multiples of 16 bytes; fewer than 2^31 tiles.
+#include "arch/launch.cuh"
+#include "arch/math.cuh"
+#include "arch/registers.cuh"
+#include "kernels/grouped_gemm_arguments.h"
+#include "tile/expert_tiles.cuh"
+#include "tile/ring.cuh"
+#include "tile/slices.cuh"
+#include "tile/vector_io.cuh"
+
+namespace hunyuan_kernels::kernels {
+namespace {
+
+using arch::Major;
+using tile::bfloat16;
+using tile::kBoxBytes;
+using tile::kDepth;
+using tile::kProductDepth;
+
+enum class Form { rows, swiglu, swiglu_preactivation, weight_gradient };
+
+constexpr int kLines = kGroupedGemmTileRows;
+// Registers per thread of the warpgroups: 128 * 40 + 256 * 232 is what a block of 384 threads x 168 registers has.
+constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+constexpr uint32_t kConsumersBarrier = 1, kFirstSliceBarrier = 2;  // named barriers
+
+// A tile of the result.
+struct Tile {
+  int32_t group;
+  int32_t line, line_end;  // the first one, and where the group (or the tensor) ends
+  int32_t column;          // the first one
+  int32_t depth, depth_end;
+};
+
+template <Form kForm_, int kTileColumns_, Major kMajorB_, typename Output_>
+struct Kernel {
+  using Output = Output_;
+  static constexpr Form kForm = kForm_;
+  static constexpr bool kWeightGradient = kForm == Form::weight_gradient;
+  static constexpr bool kSwiglu = kForm == Form::swiglu || kForm == Form::swiglu_preactivation;
+  static constexpr Major kMajorA = kWeightGradient ? Major::mn : Major::k, kMajorB = kMajorB_;
+  static constexpr int kTileColumns = kTileColumns_;                             // lines of b
+  static constexpr int kOutColumns = kSwiglu ? kTileColumns / 2 : kTileColumns;  // gate and up make one column
+  static_assert(!kSwiglu || kOutColumns == kGroupedGemmSwigluColumns);
+
+  static constexpr int kBytesA = kLines * kDepth * 2, kStageBytes = kBytesA + kTileColumns * kDepth * 2;
+  static constexpr int kStages = kGroupedGemmStagesBytes / kStageBytes;
+  static_assert(kStages >= 4 && kStages * kStageBytes == kGroupedGemmStagesBytes);
+  using Barriers = tile::RingBarriers<kStages>;
+  static_assert(sizeof(Barriers) <= kGroupedGemmBarriersBytes);
+  using Ring = tile::Ring<kStages>;
+
+  // ---- tiles -------------------------------------------------------------------------------------------------------
+
+  class Tiles {
+   public:
+    __device__ explicit Tiles(const GroupedGemmArguments& a)
+        : a_(a),
+          columns_((a.columns + kOutColumns - 1) / kOutColumns),
+          experts_(a.expert_offsets, a.experts, a.rows, !kWeightGradient),
+          number_(blockIdx.x) {}
+
+    __device__ __forceinline__ bool next(Tile& t) {
+      tile::GroupOfTile of;
+      auto lines_of = [&](int32_t rows) { return (static_cast<uint32_t>(rows) + kLines - 1) / kLines; };
+      const uint32_t gradient_lines = lines_of(a_.lines);
+      auto tiles_of = [&](int32_t rows) { return (kWeightGradient ? gradient_lines : lines_of(rows)) * columns_; };
+      if (!experts_.find(number_, tiles_of, of)) return false;
+      number_ += gridDim.x;
+      const uint32_t lines = kWeightGradient ? gradient_lines : lines_of(of.end - of.begin);
+      const uint32_t panel = of.tile / (a_.panel_tiles * columns_), first = panel * a_.panel_tiles;
+      const uint32_t in_panel = of.tile - first * columns_, height = min(lines - first, a_.panel_tiles);
+      const int32_t line = (first + in_panel % height) * kLines;
+      t.group = of.group;
+      t.column = in_panel / height * kOutColumns;
+      if constexpr (kWeightGradient) {
+        t.line = line;
+        t.line_end = a_.lines;
+        t.depth = of.begin;
+        t.depth_end = of.end;
+      } else {
+        t.line = of.begin + line;
+        t.line_end = of.end;
+        t.depth = 0;
+        t.depth_end = of.group < a_.experts ? a_.depth : 0;
+      }
+      return true;
+    }
+
+   private:
+    const GroupedGemmArguments& a_;
+    const uint32_t columns_;
+    tile::ExpertTiles experts_;
+    uint32_t number_;
+  };
+
+  // ---- producer ----------------------------------------------------------------------------------------------------
+
+  __device__ __forceinline__ static void load(const GroupedGemmArguments& a, const Tile& t, int32_t depth,
+                                              uint32_t stage, uint64_t* full) {
+    if constexpr (kMajorA == Major::k) {
+      arch::load_box(stage, &a.a, full, depth, t.line);
+    } else {
+#pragma unroll
+      for (int box = 0; box < kLines / 64; ++box)
+        arch::load_box(stage + box * kBoxBytes, &a.a, full, t.line + 64 * box, depth);
+    }
+    constexpr int kBoxLines = kMajorB == Major::k ? 128 : 64, kHalf = kSwiglu ? kTileColumns / 2 : kTileColumns;
+#pragma unroll
+    for (int line = 0; line < kTileColumns; line += kBoxLines) {
+      const int32_t at = t.column + line % kHalf + line / kHalf * a.columns;  // up lies behind all of gate
+      const uint32_t to = stage + kBytesA + line * kDepth * 2;
+      if constexpr (kMajorB == Major::k)
+        arch::load_box(to, &a.b, full, depth, at, t.group);
+      else
+        arch::load_box(to, &a.b, full, at, depth, kWeightGradient ? 0 : t.group);
+    }
+  }
+
+  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, uint32_t stages, Barriers& barriers) {
+    Ring ring(barriers);
+    Tiles tiles(a);
+    const bool issues = threadIdx.x % 32 == 0;
+    for (Tile t; tiles.next(t);) {
+      if (!issues) continue;
+      for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
+        ring.fill(kStageBytes);
+        load(a, t, depth, stages + ring.stage() * kStageBytes, ring.full());
+      }
+    }
+  }
+
+  // ---- consumers ---------------------------------------------------------------------------------------------------
+
+  // Rows `valid` and on of every box of a stage, up to the end of the last product, as zeros.
+  __device__ __forceinline__ static void zero_past_end(uint32_t stage, int valid) {
+    const int last = (valid + kProductDepth - 1) / kProductDepth * kProductDepth;
+    if (last == valid) return;
+    const int thread = threadIdx.x - 128, chunk = thread % 8;
+    for (int box = thread / 8; box < kStageBytes / kBoxBytes; box += 256 / 8)
+      for (int row = valid; row < last; ++row)
+        arch::store_shared(stage + box * kBoxBytes + row * tile::kSwizzledRowBytes + 16 * chunk, arch::Words4{});
+    arch::fence_async_shared();
+    arch::synchronize(kConsumersBarrier, 256);
+  }
+
+  // Products of the depths first_step * kProductDepth and on of a stage.
+  template <int kSteps>
+  __device__ __forceinline__ static void multiply(float (&sums)[kTileColumns / 2], uint32_t stage, int half,
+                                                  bool accumulate, int first_step = 0) {
+    const uint64_t a = tile::operand_descriptor<kMajorA>(stage + half * kBoxBytes);
+    const uint64_t b = tile::operand_descriptor<kMajorB>(stage + kBytesA);
+    arch::fence_products();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+      arch::multiply<kMajorA, kMajorB>(sums, a + (first_step + step) * tile::kDepthStep<kMajorA>,
+                                       b + (first_step + step) * tile::kDepthStep<kMajorB>, accumulate || step > 0);
+  }
+
+  __device__ __forceinline__ static void multiply_tile(float (&sums)[kTileColumns / 2], const Tile& t, int half,
+                                                       uint32_t stages, Ring& ring) {
+    const bool signals = threadIdx.x % 32 == 0;
+    const bool multiplies = kWeightGradient || t.line + 64 * half < t.line_end;
+    if (!multiplies) {
+      // One lane: the others could be so late that the stage was filled twice, and its parity is that of before.
+      for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance())
+        if (signals) {
+          ring.wait_until_full();
+          ring.release(ring.stage());
+        }
+      return;
+    }
+    uint32_t in_flight = 0;  // the stage whose products were issued last
+    if (t.depth >= t.depth_end) {
+#pragma unroll
+      for (float& sum : sums) sum = 0.0f;
+    }
+#pragma unroll
+    for (float& sum : sums) arch::pin(sum);
+    int32_t depth = t.depth;
+    constexpr int kWhole = kWeightGradient ? kDepth : 1;  // elsewhere depths past the end are zeros
+    for (; depth + kWhole <= t.depth_end; depth += kDepth, ring.advance()) {
+      ring.wait_until_full();
+      multiply<kDepth / kProductDepth>(sums, stages + ring.stage() * kStageBytes, half, depth > t.depth);
+      arch::commit_products();
+      arch::wait_for_products<1>();
+      if (signals && depth > t.depth) ring.release(in_flight);
+      in_flight = ring.stage();
+    }
+    arch::wait_for_products<0>();
+#pragma unroll
+    for (float& sum : sums) arch::pin(sum);
+    if (signals && depth > t.depth) ring.release(in_flight);
+    if (!kWeightGradient || depth >= t.depth_end) return;
+    // The end of a group, product by product.
+    const int valid = t.depth_end - depth;
+    const uint32_t stage = stages + ring.stage() * kStageBytes;
+    ring.wait_until_full();
+    zero_past_end(stage, valid);
+    for (int step = 0; step * kProductDepth < valid; ++step) {
+      multiply<1>(sums, stage, half, depth > t.depth || step > 0, step);
+      arch::commit_products();
+      arch::wait_for_products<0>();
+#pragma unroll
+      for (float& sum : sums) arch::pin(sum);
+    }
+    if (signals) ring.release(ring.stage());
+    ring.advance();
+  }
+
+  // ---- epilogue ----------------------------------------------------------------------------------------------------
+
+  // Sends the 64 lines of this warpgroup, kOutColumns wide. value(8 columns, i): what the thread holds of them.
+  // `part`: 0, or 1 for the up half of the pre-activation.
+  template <typename Value>
+  __device__ __forceinline__ static void store(const GroupedGemmArguments& a, const TensorMap& map, char* data,
+                                               int32_t parts, int32_t part, const Tile& t, int half,
+                                               tile::Slices& slices, Value&& value) {
+    constexpr int kColumns = tile::kSliceColumns<Output>;
+    const int32_t line = t.line + 64 * half, lines = min(t.line_end - line, 64);
+#pragma unroll
+    for (int slice = 0; slice < kOutColumns / kColumns; ++slice) {
+      const int32_t column = t.column + slice * kColumns;
+      if (column >= a.columns) break;
+      slices.store<Output>([&](int j, int i) { return value(slice * kColumns / 8 + j, i); },
+                           [&](uint32_t buffer) {
+                             const bool sends = threadIdx.x % 128 == 0;
+                             if constexpr (kWeightGradient) {
+                               if (!sends) return;
+                               if (a.accumulate)
+                                 arch::add_box(&map, buffer, column, line, t.group);
+                               else
+                                 arch::store_box(&map, buffer, column, line, t.group);
+                             } else if (lines == 64) {
+                               if (sends) arch::store_box(&map, buffer, column, part, line);
+                             } else {
+                               constexpr int64_t kSize = sizeof(Output);
+                               const int64_t stride = parts * int64_t{a.row_columns} * kSize;
+                               slices.copy_rows(
+                                   buffer, data + line * stride + (part * int64_t{a.row_columns} + column) * kSize,
+                                   stride, lines, min(a.row_columns - column, kColumns) * static_cast<int>(kSize));
+                             }
+                           });
+    }
+  }
+
+  __device__ __forceinline__ static void consume(const GroupedGemmArguments& a, uint32_t stages, uint32_t buffers,
+                                                 Barriers& barriers) {
+    const int half = threadIdx.x / 128 - 1;
+    Ring ring(barriers);
+    Tiles tiles(a);
+    tile::Slices slices(buffers + half * tile::kSliceBuffers * kBoxBytes, kFirstSliceBarrier + half, threadIdx.x % 128);
+    float sums[kTileColumns / 2];
+    for (Tile t; tiles.next(t);) {
+      multiply_tile(sums, t, half, stages, ring);
+      if (t.line + 64 * half >= t.line_end) continue;
+      if (kWeightGradient && a.accumulate && t.depth >= t.depth_end) continue;
+      if constexpr (kSwiglu) {
+        constexpr int kUp = kTileColumns / 4;  // where a thread's sums of up begin
+        if constexpr (kForm == Form::swiglu_preactivation) {
+          store(a, a.preactivation, a.preactivation_data, 2, 0, t, half, slices,
+                [&](int j, int i) { return sums[4 * j + i]; });
+          store(a, a.preactivation, a.preactivation_data, 2, 1, t, half, slices,
+                [&](int j, int i) { return sums[kUp + 4 * j + i]; });
+        }
+        store(a, a.out, a.out_data, 1, 0, t, half, slices,
+              [&](int j, int i) { return arch::silu(sums[4 * j + i]) * sums[kUp + 4 * j + i]; });
+      } else {
+        store(a, a.out, a.out_data, 1, 0, t, half, slices, [&](int j, int i) { return sums[4 * j + i]; });
+      }
+    }
+    slices.finish();
+  }
+
+  __device__ __forceinline__ static void run(const GroupedGemmArguments& a) {
+    extern __shared__ __align__(1024) uint8_t memory[];
+    auto& barriers = *reinterpret_cast<Barriers*>(memory + kGroupedGemmStagesBytes + kGroupedGemmSlicesBytes);
+    const uint32_t stages = arch::shared_address(memory), buffers = stages + kGroupedGemmStagesBytes;
+    if (threadIdx.x == 0) {
+      barriers.initialize(8);
+      arch::fence_barrier_initialization();
+      arch::prefetch_tensor_map(&a.a);
+      arch::prefetch_tensor_map(&a.b);
+      arch::prefetch_tensor_map(&a.out);
+    }
+    __syncthreads();
+    arch::wait_for_previous_launch();
+    if (threadIdx.x < 128) {
+      arch::shrink_to_registers<kProducerRegisters>();
+      if (threadIdx.x < 32) produce(a, stages, barriers);
+      arch::allow_next_launch();
+    } else {
+      arch::grow_to_registers<kConsumerRegisters>();
+      consume(a, stages, buffers, barriers);
+    }
+  }
+};
+
+}  // namespace
+
+#define HK_KERNEL(name, ...)                                                \
+  extern "C" __global__ void __launch_bounds__(kGroupedGemmThreads, 1)      \
+      grouped_gemm_##name(const __grid_constant__ GroupedGemmArguments a) { \
+    Kernel<__VA_ARGS__>::run(a);                                            \
+  }
+HK_KERNEL(rows_256_bfloat16, Form::rows, 256, Major::k, bfloat16)
+HK_KERNEL(rows_256_float32, Form::rows, 256, Major::k, float)
+HK_KERNEL(rows_128_bfloat16, Form::rows, 128, Major::k, bfloat16)
+HK_KERNEL(rows_128_float32, Form::rows, 128, Major::k, float)
+HK_KERNEL(rows_256_bfloat16_across, Form::rows, 256, Major::mn, bfloat16)
+HK_KERNEL(rows_256_float32_across, Form::rows, 256, Major::mn, float)
+HK_KERNEL(rows_128_bfloat16_across, Form::rows, 128, Major::mn, bfloat16)
+HK_KERNEL(rows_128_float32_across, Form::rows, 128, Major::mn, float)
+HK_KERNEL(swiglu, Form::swiglu, 256, Major::k, bfloat16)
+HK_KERNEL(swiglu_across, Form::swiglu, 256, Major::mn, bfloat16)
+HK_KERNEL(swiglu_preactivation, Form::swiglu_preactivation, 256, Major::k, bfloat16)
+HK_KERNEL(swiglu_preactivation_across, Form::swiglu_preactivation, 256, Major::mn, bfloat16)
+HK_KERNEL(wgrad_bfloat16, Form::weight_gradient, 256, Major::mn, bfloat16)
+HK_KERNEL(wgrad_float32, Form::weight_gradient, 256, Major::mn, float)
+#undef HK_KERNEL
+
+}  // namespace hunyuan_kernels::kernels

@@ -1,0 +1,57 @@
+// A ring of stages in shared memory between one producer thread, which fills them by TMA, and consumer warps.
+//
+//   full[s]    a phase ends when the producer has announced the bytes of stage s and they have arrived
+//   empty[s]   a phase ends when every consumer warp has released stage s
+//
+// Each side walks over the stages in the same order and counts for itself; the parity flips with every round. The
+// producer waits for the parity of the round before, which is over at once in the first round.
+#pragma once
+#include "arch/barrier.cuh"
+
+namespace hunyuan_kernels::tile {
+
+template <int kStages>
+struct RingBarriers {
+  uint64_t full[kStages], empty[kStages];
+
+  // By one thread; arch::fence_barrier_initialization() and a barrier of the block have to follow.
+  __device__ void initialize(uint32_t consumer_warps) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      arch::initialize_barrier(&full[stage], 1);
+      arch::initialize_barrier(&empty[stage], consumer_warps);
+    }
+  }
+};
+
+template <int kStages>
+class Ring {
+ public:
+  __device__ explicit Ring(RingBarriers<kStages>& barriers) : barriers_(barriers) {}
+
+  __device__ __forceinline__ uint32_t stage() const { return stage_; }
+  __device__ __forceinline__ void advance() {
+    if (++stage_ == kStages) stage_ = 0, parity_ ^= 1;
+  }
+
+  // The producer's part. The copies of the stage complete on full().
+  __device__ __forceinline__ void fill(uint32_t bytes) {
+    wait(&barriers_.empty[stage_], parity_ ^ 1);
+    arch::arrive_expecting(full(), bytes);
+  }
+  __device__ __forceinline__ uint64_t* full() { return &barriers_.full[stage_]; }
+
+  // The consumers' part. By every thread, and by one lane of each warp.
+  __device__ __forceinline__ void wait_until_full() { wait(full(), parity_); }
+  __device__ __forceinline__ void release(uint32_t stage) { arch::arrive(&barriers_.empty[stage]); }
+
+ private:
+  __device__ __forceinline__ static void wait(uint64_t* barrier, uint32_t parity) {
+    while (!arch::try_wait(barrier, parity)) {
+    }
+  }
+
+  RingBarriers<kStages>& barriers_;
+  uint32_t stage_ = 0, parity_ = 0;
+};
+
+}  // namespace hunyuan_kernels::tile
