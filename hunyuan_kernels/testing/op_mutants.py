@@ -31,9 +31,10 @@ class _CaseLaunch:
         return self.spec.reference(**self.case.make(0))
 
     def __call__(self, module: simulator.Module, setting: Mapping[str, Any]) -> Sequence[LaunchReport]:
+        own = self.case.make(0)  # the op may change them
         with simulated_gpu_of(setting) as gpu:
             gpu.load_instead(self.stem, module)
-            got = self.spec.function(**self.case.make(0))
+            got = self.spec.function(**own)
         for comparison in self.spec.compare(self.case.make(0), got, self.want):
             if not comparison:
                 raise AssertionError(f"[{self.case.label}] {comparison.message}")

@@ -96,8 +96,9 @@ def check_simulated(spec: OpSpec, setting: str, seeds: int, **options: Any) -> S
             label = f"{spec.name} [{case.label}] seed {seed} simulated, {setting}"
             outcome.cases += 1
             try:
+                own = case.make(seed)  # the op may change them
                 with simulated_gpu(seed=seed, **SETTINGS[setting], **options) as gpu:
-                    got = spec.function(**case.make(seed))  # its own: it may change them
+                    got = spec.function(**own)
             except MissingKernelError:
                 raise
             except RuntimeError as error:
