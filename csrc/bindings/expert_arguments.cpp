@@ -1,5 +1,7 @@
 #include "bindings/expert_arguments.h"
 
+#include "cpu/prepack.h"
+
 namespace hunyuan_kernels {
 namespace {
 
@@ -19,6 +21,31 @@ cpu::ExpertWeights weights_in_place(const char* op, const char* argument, const 
   return weights;
 }
 
+// [N / 16, K / word, 16, word] behind the experts, contiguous.
+cpu::ExpertWeights packed_weights(const char* op, const char* argument, const Tensor& b) {
+  const int64_t d = b.dim() - 4, word = cpu::packed_word(to_dtype(b.scalar_type()));
+  check(b.size(d + 2) == cpu::kPackedColumns && b.size(d + 3) == word && b.is_contiguous(), op, argument, "has shape ",
+        shape_text(b), " and strides ", shape_text(std::vector<int64_t>(b.strides().begin(), b.strides().end())),
+        "; packed weights are as hunyuan_kernels.prepack returns them: contiguous, ending with dimensions ",
+        shape_text({cpu::kPackedColumns, word}), " for ", dtype_name(b.scalar_type()));
+  cpu::ExpertWeights weights{};
+  weights.data = b.mutable_data_ptr();
+  weights.dtype = to_dtype(b.scalar_type());
+  weights.experts = d ? b.size(0) : 1;
+  weights.rows = b.size(d) * cpu::kPackedColumns;
+  weights.columns = b.size(d + 1) * word;
+  weights.expert_stride = weights.rows * weights.columns;
+  weights.packed = true;
+  return weights;
+}
+
+bool is_packed(const char* op, const char* argument, const Tensor& b, int64_t rank, Packed packed) {
+  if (b.dim() != rank + 2) return false;
+  check(packed == Packed::allowed, op, argument, "has shape ", shape_text(b),
+        ", that of packed weights; this op needs them as they were before hunyuan_kernels.prepack");
+  return true;
+}
+
 }  // namespace
 
 cpu::Rows rows_of(const Tensor& matrix) {
@@ -26,19 +53,29 @@ cpu::Rows rows_of(const Tensor& matrix) {
 }
 
 cpu::ExpertWeights expert_weights(const char* op, const char* argument, const Tensor& b, DTypes dtypes,
-                                  const char* shape) {
+                                  const char* shape, Packed packed) {
   check_cpu(op, argument, b);
   check_dtype(op, argument, b, dtypes);
+  if (is_packed(op, argument, b, 3, packed)) return packed_weights(op, argument, b);
   check_rank(op, argument, b, 3, shape);
   return weights_in_place(op, argument, b, b.size(0), b.stride(0));
 }
 
 cpu::ExpertWeights matrix_weights(const char* op, const char* argument, const Tensor& b, DTypes dtypes,
-                                  const char* shape) {
+                                  const char* shape, Packed packed) {
   check_cpu(op, argument, b);
   check_dtype(op, argument, b, dtypes);
+  if (is_packed(op, argument, b, 2, packed)) return packed_weights(op, argument, b);
   check_rank(op, argument, b, 2, shape);
   return weights_in_place(op, argument, b, 1, 0);
+}
+
+void check_halves(const char* op, const char* argument, const Tensor& gate_up, const cpu::ExpertWeights& weights) {
+  check(weights.rows % 2 == 0, op, argument, "has shape ", shape_text(gate_up),
+        "; dimension 1 must be even: I rows of gate, then I rows of up");
+  check(!weights.packed || weights.rows / 2 % cpu::kPackedColumns == 0, op, argument, "has packed shape ",
+        shape_text(gate_up), ", with I = ", weights.rows / 2, " rows of gate; packed weights need a multiple of ",
+        cpu::kPackedColumns, ": pass them unpacked");
 }
 
 cpu::ExpertWeights transposed(cpu::ExpertWeights weights) {

@@ -112,7 +112,8 @@ struct DenseNames {
 
 Tensor dense(const char* op, const DenseNames& names, const Tensor& a_given, DTypes a_dtypes, const Tensor& b_given,
              const std::optional<Tensor>& a_scale, const Tensor& b_scale, ScalarType out_dtype, bool transpose) {
-  cpu::ExpertWeights b = matrix_weights(op, names.b, b_given, kFp8, "[N, K]");
+  cpu::ExpertWeights b =
+      matrix_weights(op, names.b, b_given, kFp8, "[N, K]", transpose ? Packed::refused : Packed::allowed);
   cpu::WeightScale weight = weight_scale(op, names.b_scale, b_scale, b, false, false);
   if (transpose) {
     weight = transposed_scale(weight, b);
@@ -149,12 +150,11 @@ struct GroupedArguments {
   GroupedArguments(const char* op, const Tensor& a_given, const Tensor& b_given, const char* b_name,
                    const char* b_shape, const Tensor& expert_offsets, const std::optional<Tensor>& a_scale_given,
                    const Tensor& b_scale_given, bool halves)
-      : b(expert_weights(op, b_name, b_given, kFp8, b_shape)),
+      : b(expert_weights(op, b_name, b_given, kFp8, b_shape, Packed::allowed)),
         a(activations(op, "a", a_given, kActivations, b.columns, "[S, K]")),
         offsets(checked_expert_offsets(op, expert_offsets, b.experts, a.size(0), "S")),
         a_scale(activation_scale(op, a_scale_given, a)) {
-    check(!halves || b.rows % 2 == 0, op, b_name, "has shape ", shape_text(b_given),
-          "; dimension 1 must be even: I rows of gate, then I rows of up");
+    if (halves) check_halves(op, b_name, b_given, b);
     b_scale = weight_scale(op, "b_scale", b_scale_given, b, true, halves);
   }
   cpu::ExpertWeights b;

@@ -32,7 +32,7 @@ Tensor grouped_gemm(const Tensor& a_, const Tensor& b_, const Tensor& expert_off
   if (DeviceCall call(op, a_); call)
     return device::multiply_rows(op, call, host::GroupedGemmForm::rows, "a", a_, "b", b_, false, expert_offsets,
                                  checked_out_dtype(op, out_dtype.value_or(a_.scalar_type())), nullptr);
-  const auto b = expert_weights(op, "b", b_, kElements, "[E, N, K]");
+  const auto b = expert_weights(op, "b", b_, kElements, "[E, N, K]", Packed::allowed);
   const Tensor a = activations(op, "a", a_, kElements, b.columns, "[S, K]");
   check_same_dtype(op, a, "b", b_);
   return multiply_rows(op, a, b, expert_offsets, checked_out_dtype(op, out_dtype.value_or(a.scalar_type())));
@@ -97,11 +97,13 @@ Tensor grouped_gemm_wgrad(const Tensor& grad_out, const Tensor& a, const Tensor&
 void grouped_gemm_wgrad_(Tensor grad_b, const Tensor& grad_out, const Tensor& a, const Tensor& expert_offsets) {
   const char* op = "grouped_gemm_wgrad_";
   check_dtype(op, "grad_b", grad_b, {ScalarType::Float});
-  check_rank(op, "grad_b", grad_b, 3, "[E, N, K]");
-  check_no_overlap(op, "grad_b", grad_b);
-  if (DeviceCall call(op, grad_b); call)
+  if (DeviceCall call(op, grad_b); call) {
+    check_rank(op, "grad_b", grad_b, 3, "[E, N, K]");
+    check_no_overlap(op, "grad_b", grad_b);
     return device::weight_gradient(op, call, grad_out, a, expert_offsets, grad_b, true);
+  }
   const auto weights = expert_weights(op, "grad_b", grad_b, kElements, "[E, N, K]");
+  check_no_overlap(op, "grad_b", grad_b);
   weight_gradient(op, grad_out, a, expert_offsets, weights, true);
 }
 
@@ -120,8 +122,8 @@ Tensor swiglu(const char* op, const Tensor& a_, const Tensor& gate_up_, const Te
     return device::multiply_rows(op, call, form, "a", a_, "gate_up", gate_up_, false, expert_offsets, a_.scalar_type(),
                                  preactivation);
   }
-  const auto gate_up = expert_weights(op, "gate_up", gate_up_, kElements, "[E, 2I, K]");
-  check_even(op, gate_up_);
+  const auto gate_up = expert_weights(op, "gate_up", gate_up_, kElements, "[E, 2I, K]", Packed::allowed);
+  check_halves(op, "gate_up", gate_up_, gate_up);
   const Tensor a = activations(op, "a", a_, kElements, gate_up.columns, "[S, K]");
   check_same_dtype(op, a, "gate_up", gate_up_);
   const auto offsets = checked_expert_offsets(op, expert_offsets, gate_up.experts, a.size(0), "S");

@@ -6,7 +6,8 @@
 
 namespace hunyuan_kernels {
 
-enum class DType : uint8_t { float32, bfloat16, float8_e4m3fn, int32, int64 };
+// nf4: packed weights alone, see nf4.h; their strides count bytes.
+enum class DType : uint8_t { float32, bfloat16, float8_e4m3fn, int32, int64, nf4 };
 
 using bfloat16 = uint16_t;  // storage only
 using float8_e4m3fn =
@@ -14,6 +15,7 @@ using float8_e4m3fn =
 
 static inline int64_t element_size(DType dtype) {
   switch (dtype) {
+    case DType::nf4:
     case DType::float8_e4m3fn: return 1;
     case DType::bfloat16: return 2;
     case DType::float32:

@@ -30,7 +30,7 @@ inline void zero_rows(const ThreadPool& pool, const Rows& out, int64_t first) {
 inline GemmProblem rows_by_expert(const Rows& a, const ExpertWeights& b, const ExpertOffsets& offsets) {
   GemmProblem problem;
   problem.a = {a.dtype, a.row_stride, 1};
-  problem.b = {b.dtype, b.row_stride, b.column_stride};
+  problem.b = {b.dtype, b.row_stride, b.column_stride, b.packed};
   problem.columns = b.rows;
   for (int64_t e = 0; e < b.experts; ++e)
     problem.groups.push_back(

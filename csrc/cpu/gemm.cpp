@@ -12,8 +12,9 @@ namespace hunyuan_kernels::cpu {
 namespace {
 
 constexpr int64_t kBlockSteps =
-    kGemmMaxScaleBlock;              // steps of a k block: 32 KiB of b with 32 columns, next to 12 KiB of a in L1
-constexpr int64_t kBlockRows = 384;  // rows of a block, a multiple of every tile: 48 KiB of sums with 32 columns
+    kGemmMaxScaleBlock;                // steps of a k block: 32 KiB of b with kPanelColumns, next to 12 KiB of a in L1
+constexpr int64_t kPanelColumns = 32;  // widest panel of any instruction set
+constexpr int64_t kBlockRows = 384;    // rows of a block, a multiple of every tile: 48 KiB of sums with 32 columns
 constexpr int64_t kMaxLanes = 16;
 constexpr int64_t kDotSteps = 512;  // steps of a k block of dot products: 16 KiB for 8 rows of a, in L1
 constexpr int64_t kMaxDotRows = 8;
@@ -57,11 +58,11 @@ struct RowBlock {
   int64_t chunk_rows(int64_t chunk) const { return rows / chunks + (chunk < rows % chunks); }
 };
 
-// What a thread needs for one tile, kept between calls: 100 KiB.
+// What a thread needs for one tile, kept between calls: 150 KiB.
 struct alignas(64) Scratch {
-  uint32_t panel[kBlockSteps * kGemmMaxColumns + kGemmPanelSlack];
+  uint32_t panel[kBlockSteps * kPanelColumns + kGemmPanelSlack];
   float sums[kBlockRows * kGemmMaxColumns];
-  float lanes[kMaxDotRows * kGemmMaxColumns * kMaxLanes];
+  float lanes[kMaxDotRows * kPanelColumns * kMaxLanes];
   float row_scales[kBlockRows];
   float column_scales[kGemmMaxColumns];
 };
@@ -78,6 +79,7 @@ class Run {
   void pack_dot_rows(const RowBlock& block) const;
   void tile(const RowBlock& block, int64_t panel) const;
   void panel_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
+  void packed_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
   void dot_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
   void pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, uint32_t* panel) const;
 
@@ -104,7 +106,9 @@ class Run {
   const GemmProblem& problem_;
   const GemmEpilogue& epilogue_;
   const GemmPack pack_a_, pack_b_;
+  const GemmPacked packed_;     // multiply is nullptr: b is not packed
   const bool paired_;           // b has two halves
+  const int width_;             // of a tile's sums
   const int64_t tile_columns_;  // columns of a tile (of each half)
   const int64_t panels_;        // tiles that cover the columns
   const int64_t k_block_;       // elements
@@ -117,7 +121,9 @@ class Run {
 
 const GemmScheme& choose_scheme(const GemmKernels& kernels, const GemmProblem& problem) {
   const GemmScheme& pairs = kernels.pairs;
-  bool fits = pairs.rows && pairs.packer(problem.a.dtype, true) && pairs.packer(problem.b.dtype, true);
+  const bool fits = pairs.rows && pairs.packer(problem.a.dtype, true) &&
+                    (problem.b.packed ? pairs.packed(problem.b.dtype).multiply != nullptr
+                                      : pairs.packer(problem.b.dtype, true) != nullptr);
   return fits ? pairs : kernels.floats;
 }
 
@@ -128,13 +134,16 @@ Run::Run(const GemmScheme& scheme, const ThreadPool& pool, const GemmProblem& pr
       epilogue_(epilogue),
       pack_a_(scheme.packer(problem.a.dtype, problem.a.along_k())),
       pack_b_(scheme.packer(problem.b.dtype, problem.b.along_k())),
+      packed_(problem.b.packed ? scheme.packed(problem.b.dtype) : GemmPacked{}),
       paired_(problem.second_half != 0),
-      tile_columns_(paired_ ? scheme.columns / 2 : scheme.columns),
+      width_(packed_.multiply ? static_cast<int>(kGemmMaxColumns) : scheme.columns),
+      tile_columns_(paired_ ? width_ / 2 : width_),
       panels_(ceil_div(problem.columns, tile_columns_)),
       k_block_(problem.block_scales ? problem.scale_block : kBlockSteps * scheme.k_step),
-      dot_(problem.b.along_k() ? scheme.dot(problem.a.dtype, problem.b.dtype) : GemmDot{}),
+      dot_(problem.b.along_k() && !problem.b.packed ? scheme.dot(problem.a.dtype, problem.b.dtype) : GemmDot{}),
       dot_k_block_(problem.block_scales ? problem.scale_block : kDotSteps * scheme.k_step) {
-  check(pack_a_ && pack_b_, "gemm", "operands", "have an element type without a packer");
+  check(pack_a_ && (problem.b.packed ? packed_.multiply != nullptr : pack_b_ != nullptr), "gemm", "operands",
+        "have an element type without a packer");
 }
 
 // Row blocks in slabs. Groups with much work first, so that no thread starts a large one when the others are done.
@@ -161,7 +170,8 @@ void Run::all_groups() {
     int64_t blocks = ceil_div(group.rows, block_rows);
     const bool dot = dot_.multiply && group.rows <= scheme_.dot_rows;
     for (int64_t i = 0, row = 0; i < blocks; ++i) {
-      int64_t rows = group.rows / blocks + (i < group.rows % blocks), chunks = dot ? 1 : ceil_div(rows, scheme_.rows);
+      int64_t rows = group.rows / blocks + (i < group.rows % blocks), chunks = 1;
+      if (!dot && !(packed_.multiply && rows <= scheme_.packed_rows)) chunks = ceil_div(rows, scheme_.rows);
       int64_t words = dot ? steps(round_up(group.depth, dot_.k_unit)) * rows : block_words(rows, chunks, group.depth);
       if (!blocks_.empty() && slab_words_ + words > slab_limit) flush();
       blocks_.push_back({index, row, rows, chunks, dot, slab_words_});
@@ -180,7 +190,7 @@ void Run::slab() {
     int64_t depth = problem_.groups[block.group].depth;
     for (int64_t chunk = 0; depth && chunk < block.chunks; ++chunk) chunks.emplace_back(&block, chunk);
     words += block.rows * depth;
-    work += (block.rows + kPackingWork) * depth * scheme_.columns;
+    work += (block.rows + kPackingWork) * depth * width_;
   }
   // Ranges of tasks with enough work each; with little work in all, one range, which runs on this thread.
   auto grain = [](int64_t count, int64_t total) { return ceil_div(count, std::max<int64_t>(1, total / kTaskWork)); };
@@ -260,9 +270,56 @@ void Run::panel_sums(const RowBlock& block, int64_t column, int64_t columns, Scr
     for (int64_t chunk = 0; chunk < block.chunks; ++chunk) {
       const int64_t row = block.chunk_row(chunk);
       scheme_.multiply(slab_ + block.packed + panel_offset(block, chunk, k, depth), scratch.panel, steps(depth),
-                       static_cast<int>(block.chunk_rows(chunk)), scratch.sums + row * scheme_.columns, k != 0,
+                       static_cast<int>(block.chunk_rows(chunk)), scratch.sums + row * width_, width_, k != 0,
                        scales ? scratch.row_scales + row : nullptr, scratch.column_scales,
                        chunk == 0 && next.first ? &next : nullptr);
+    }
+  }
+}
+
+void Run::packed_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const {
+  const GemmBlockScales* scales = problem_.block_scales;
+  const GemmGroup& group = problem_.groups[block.group];
+  const int64_t panel_stride = group.depth / packed_.depth * packed_.bytes;
+  // Some columns at a time run through all of k: with few rows all of the tile's.
+  const bool one_pass = block.chunks == 1, expand = block.rows > packed_.rows_to_expand;
+  const int64_t together =
+      one_pass ? tile_columns_ : std::min<int64_t>(tile_columns_, std::max(kPackedColumns, scheme_.columns));
+  for (int64_t first = 0; first < width_; first += together) {
+    const int64_t half = first / tile_columns_, inside = first % tile_columns_;
+    const auto panels = static_cast<int>(ceil_div(std::min(together, columns - inside), kPackedColumns));
+    if (panels <= 0) continue;
+    const int64_t panel = (half * problem_.second_half + column + inside) / kPackedColumns;
+    const char* weights = static_cast<const char*>(group.b) + panel * panel_stride;
+    for (int64_t k = 0; k < group.depth; k += k_block_) {
+      const int64_t depth = std::min(k_block_, group.depth - k), packed_blocks = depth / packed_.depth;
+      const char* b = weights + k / packed_.depth * packed_.bytes;
+      if (scales) {
+        scales->rows(block.group, block.row, block.rows, k / k_block_, scratch.row_scales);
+        scales->columns(block.group, column, columns, width_, k / k_block_, scratch.column_scales);
+      }
+      // During the first chunk: the next k block, or the next panels.
+      const bool last = k + depth == group.depth;
+      const char* next = last ? weights + panels * panel_stride : b + packed_blocks * packed_.bytes;
+      const int64_t after = std::min(k_block_, last ? group.depth : group.depth - k - depth);
+      const GemmPrefetch prefetch = {next, kPackedLine, after / packed_.depth * packed_.bytes / kPackedLine,
+                                     panel_stride, 1};
+      if (expand) packed_.expand(b, panel_stride, panels, packed_blocks, scratch.panel);
+      for (int64_t chunk = 0; chunk < block.chunks; ++chunk) {
+        const int64_t row = block.chunk_row(chunk);
+        const uint32_t* a = slab_ + block.packed + panel_offset(block, chunk, k, depth);
+        const auto rows = static_cast<int>(block.chunk_rows(chunk));
+        float* sums = scratch.sums + row * width_ + first;
+        const float *row_scales = scales ? scratch.row_scales + row : nullptr,
+                    *column_scales = scratch.column_scales + first;
+        const int64_t to_next = chunk == 0 ? next - b : 0, ahead = one_pass ? kPackedPrefetch : to_next;
+        if (expand)
+          scheme_.multiply(a, scratch.panel, steps(depth), rows, sums, width_, k != 0, row_scales, column_scales,
+                           chunk == 0 ? &prefetch : nullptr);
+        else
+          packed_.multiply(a, rows, b, panel_stride, panels, packed_blocks, sums, width_, k != 0, row_scales,
+                           column_scales, ahead);
+      }
     }
   }
 }
@@ -293,12 +350,14 @@ void Run::tile(const RowBlock& block, int64_t panel) const {
   thread_local const auto scratch = std::make_unique<Scratch>();
   const int64_t column = panel * tile_columns_, columns = std::min(tile_columns_, problem_.columns - column);
   if (problem_.groups[block.group].depth == 0)
-    std::fill_n(scratch->sums, block.rows * scheme_.columns, 0.0f);
+    std::fill_n(scratch->sums, block.rows * width_, 0.0f);
+  else if (packed_.multiply)
+    packed_sums(block, column, columns, *scratch);
   else if (block.dot)
     dot_sums(block, column, columns, *scratch);
   else
     panel_sums(block, column, columns, *scratch);
-  epilogue_({block.group, block.row, block.rows, column, columns, scheme_.columns, scratch->sums});
+  epilogue_({block.group, block.row, block.rows, column, columns, width_, scratch->sums});
 }
 
 }  // namespace

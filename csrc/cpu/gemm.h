@@ -19,8 +19,12 @@
 // Groups of few rows (at most GemmScheme::dot_rows: 8, or 4 with 16 registers) against weights with k stride 1 are done
 // by dot products instead: every weight goes once from memory to registers.
 //
-// Either way the order of a sum depends on K alone: a row's result does not depend on the other rows, on its place or
-// on the number of threads. Only the choice between the two ways depends on the number of rows of the group.
+// Weights that were packed once (GemmOperand::packed) are multiplied as they lie, in tiles of kGemmMaxColumns columns:
+// up to GemmScheme::packed_rows rows in one pass over them, more rows one k block at a time. Every sum is that of the
+// first way, bit for bit, for any number of rows.
+//
+// In each way the order of a sum depends on K alone: a row's result does not depend on the other rows, on its place or
+// on the number of threads. Only the choice of dot products depends on the number of rows of the group.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -35,6 +39,7 @@ namespace hunyuan_kernels::cpu {
 struct GemmOperand {
   DType dtype;
   int64_t line_stride, k_stride;
+  bool packed = false;  // b only: as `prepack` lays it out (isa/gemm.h); the strides do not count
 
   bool along_k() const { return k_stride == 1; }
   int64_t other_stride() const { return along_k() ? line_stride : k_stride; }
@@ -74,7 +79,7 @@ class GemmBlockScales {
 };
 
 constexpr int64_t kGemmMaxScaleBlock = 256;
-constexpr int64_t kGemmMaxColumns = 32;  // widest tile of any instruction set
+constexpr int64_t kGemmMaxColumns = 64;  // widest tile of sums
 
 struct GemmProblem {
   GemmOperand a, b;

@@ -19,12 +19,14 @@ struct Rows {
   int64_t rows, columns, row_stride;
 };
 
-// Weights [E, N, K], read in place: the stride along N or the one along K is 1. Strides in elements.
+// Weights [E, N, K], read in place: the stride along N or the one along K is 1. Strides in elements. Packed weights
+// (cpu/prepack.h) are contiguous and have expert_stride alone.
 struct ExpertWeights {
   void* data;
   DType dtype;
   int64_t experts, rows, columns;
   int64_t expert_stride, row_stride, column_stride;
+  bool packed = false;
 };
 
 using ExpertOffsets = std::vector<int64_t>;

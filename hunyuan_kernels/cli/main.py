@@ -17,6 +17,7 @@ from hunyuan_kernels.cli.check import check
 from hunyuan_kernels.cli.common import console
 from hunyuan_kernels.cli.counters import counters
 from hunyuan_kernels.cli.demo import demo
+from hunyuan_kernels.cli.plot import plot
 from hunyuan_kernels.testing.instruction_set import supported_instruction_sets
 from hunyuan_kernels.testing.spec import all_specs
 
@@ -72,3 +73,4 @@ app.command()(demo)
 app.command()(check)
 app.command()(bench)
 app.command()(counters)
+app.add_typer(plot, name="plot")

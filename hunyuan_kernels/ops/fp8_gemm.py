@@ -3,6 +3,7 @@
 e4m3 values are expanded on their way to the multiplication; no dequantized operand is ever written. Products of two
 e4m3 values are exact in fp32, sums are accumulated in fp32, and scales are applied in fp32: to the finished sums, or
 with blocks along K to the sum of each 128 of K. ``docs/numerics.md`` has the table of scales.
+On the CPU, what ``prepack`` made of weights may stand in their place.
 """
 
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from hunyuan_kernels._autocast import to_autocast
 from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels.ops.prepack import weight_shape
 from hunyuan_kernels.ops.quantize import activation_scale
 
 _E4M3 = torch.float8_e4m3fn
@@ -67,7 +69,7 @@ def fp8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | N
     x = to_autocast(x)
     rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)  # reshape(-1, K) is ambiguous for K = 0
     out = ops.fp8_linear(rows, weight, weight_scale)
-    out = out.reshape(*x.shape[:-1], weight.shape[0])
+    out = out.reshape(*x.shape[:-1], out.shape[1])
     return out if bias is None else out + bias
 
 
@@ -150,11 +152,10 @@ def grouped_swiglu_fp8(
 # ---- shapes ---------------------------------------------------------------------------------------------------------
 
 
-def _check_weights(op: str, name: str, weights: Tensor, rank: int) -> None:
+def _check_weights(op: str, name: str, weights: Tensor, rank: int) -> tuple[Any, ...]:
+    """Returns their shape, also for packed ones."""
     torch._check(weights.dtype == _E4M3, lambda: f"{op}: {name} has dtype {weights.dtype}; allowed: float8_e4m3fn")
-    torch._check(
-        weights.dim() == rank, lambda: f"{op}: {name} has shape {list(weights.shape)}; {rank} dimensions are required"
-    )
+    return weight_shape(op, name, weights, rank)
 
 
 def _check_activations(op: str, name: str, a: Tensor, columns: Any) -> None:
@@ -173,17 +174,17 @@ def _check_out_dtype(op: str, out_dtype: torch.dtype) -> None:
 
 @torch.library.register_fake(qualified("fp8_gemm"))
 def _(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
-    _check_weights("fp8_gemm", "b", b, 2)
-    _check_activations("fp8_gemm", "a", a, b.shape[1])
+    shape = _check_weights("fp8_gemm", "b", b, 2)
+    _check_activations("fp8_gemm", "a", a, shape[1])
     _check_out_dtype("fp8_gemm", out_dtype)
-    return a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype)
+    return a.new_empty((a.shape[0], shape[0]), dtype=out_dtype)
 
 
 @torch.library.register_fake(qualified("fp8_linear"))
 def _(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
-    _check_weights("fp8_linear", "weight", weight, 2)
-    _check_activations("fp8_linear", "x", x, weight.shape[1])
-    return x.new_empty((x.shape[0], weight.shape[0]))
+    shape = _check_weights("fp8_linear", "weight", weight, 2)
+    _check_activations("fp8_linear", "x", x, shape[1])
+    return x.new_empty((x.shape[0], shape[0]))
 
 
 @torch.library.register_fake(qualified("fp8_linear_dgrad"))
@@ -195,10 +196,10 @@ def _(grad_out: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
 def _(
     a: Tensor, b: Tensor, expert_offsets: Tensor, a_scale: Tensor | None, b_scale: Tensor, out_dtype: torch.dtype
 ) -> Tensor:
-    _check_weights("grouped_gemm_fp8", "b", b, 3)
-    _check_activations("grouped_gemm_fp8", "a", a, b.shape[2])
+    shape = _check_weights("grouped_gemm_fp8", "b", b, 3)
+    _check_activations("grouped_gemm_fp8", "a", a, shape[2])
     _check_out_dtype("grouped_gemm_fp8", out_dtype)
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
+    return a.new_empty((a.shape[0], shape[1]), dtype=out_dtype)
 
 
 @torch.library.register_fake(qualified("grouped_swiglu_fp8"))
@@ -210,10 +211,10 @@ def _(
     b_scale: Tensor,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    _check_weights("grouped_swiglu_fp8", "gate_up", gate_up, 3)
-    _check_activations("grouped_swiglu_fp8", "a", a, gate_up.shape[2])
+    shape = _check_weights("grouped_swiglu_fp8", "gate_up", gate_up, 3)
+    _check_activations("grouped_swiglu_fp8", "a", a, shape[2])
     _check_out_dtype("grouped_swiglu_fp8", out_dtype)
-    return a.new_empty((a.shape[0], gate_up.shape[1] // 2), dtype=out_dtype)
+    return a.new_empty((a.shape[0], shape[1] // 2), dtype=out_dtype)
 
 
 @torch.library.register_fake(qualified("grouped_swiglu_fp8_quantized"))
@@ -225,9 +226,9 @@ def _(
     b_scale: Tensor,
     out_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    _check_weights("grouped_swiglu_fp8", "gate_up", gate_up, 3)
-    _check_activations("grouped_swiglu_fp8", "a", a, gate_up.shape[2])
-    rows, columns = a.shape[0], gate_up.shape[1] // 2
+    shape = _check_weights("grouped_swiglu_fp8", "gate_up", gate_up, 3)
+    _check_activations("grouped_swiglu_fp8", "a", a, shape[2])
+    rows, columns = a.shape[0], shape[1] // 2
     q = a.new_empty((rows, columns), dtype=_E4M3)
     if out_scale is not None:
         return q, a.new_empty((), dtype=torch.float32)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels.ops.prepack import weight_shape
 
 _FLOATING = (torch.bfloat16, torch.float32)
 
@@ -32,7 +33,7 @@ def grouped_gemm(a: Tensor, b: Tensor, expert_offsets: Tensor, *, out_dtype: tor
         a: ``[S, K]``, bfloat16 or float32 (on a GPU bfloat16). Rows may have any stride; other layouts are copied.
         b: ``[E, N, K]`` in the dtype of ``a``, one weight matrix per expert as in ``torch.nn.Linear``. Read in place:
             the stride along K or the one along N must be 1 (a transposed view of ``[E, K, N]`` is fine), others are
-            free.
+            free. On the CPU also what :func:`prepack` made of them.
         expert_offsets: int32 ``[E + 1]``, starting with 0, not decreasing, ending with at most S. On the CPU it is
             checked; empty groups and groups of any size are fine.
         out_dtype: bfloat16 or float32; the dtype of ``a`` when not given.
@@ -117,25 +118,34 @@ def _check(condition: Any, op: str, message: str) -> None:
 
 
 def _check_operands(
-    op: str, rows: tuple[str, Tensor], weights: tuple[str, Tensor], offsets: Tensor, weight_dim: int
-) -> None:
+    op: str,
+    rows: tuple[str, Tensor],
+    weights: tuple[str, Tensor],
+    offsets: Tensor,
+    weight_dim: int,
+    packed: bool = False,
+) -> tuple[Any, ...]:
+    """Returns the shape of the weights before they were packed (which is allowed with ``packed``)."""
     (row_name, row), (weight_name, weight) = rows, weights
     _check(row.dim() == 2, op, f"{row_name} has shape {list(row.shape)}; 2 dimensions are required")
-    _check(weight.dim() == 3, op, f"{weight_name} has shape {list(weight.shape)}; 3 dimensions are required")
+    allowed = weight.dim() == 3 or (packed and weight.dim() == 5)
+    _check(allowed, op, f"{weight_name} has shape {list(weight.shape)}; 3 dimensions are required")
+    shape = weight_shape(op, weight_name, weight, 3)
     for name, tensor in (rows, weights):
         _check(tensor.dtype in _FLOATING, op, f"{name} has dtype {tensor.dtype}; allowed: bfloat16, float32")
     _check(offsets.dtype == torch.int32, op, f"expert_offsets has dtype {offsets.dtype}; allowed: int32")
     _check(offsets.dim() == 1, op, f"expert_offsets has shape {list(offsets.shape)}; 1 dimension is required")
     _check(
-        offsets.shape[0] == weight.shape[0] + 1,
+        offsets.shape[0] == shape[0] + 1,
         op,
-        f"expert_offsets has shape {list(offsets.shape)}; required: [E + 1] = [{weight.shape[0] + 1}]",
+        f"expert_offsets has shape {list(offsets.shape)}; required: [E + 1] = [{shape[0] + 1}]",
     )
     _check(
-        row.shape[1] == weight.shape[weight_dim],
+        row.shape[1] == shape[weight_dim],
         op,
         f"{row_name} has shape {list(row.shape)}, but {weight_name} has shape {list(weight.shape)}",
     )
+    return shape
 
 
 def _check_same_dtype(op: str, a: Tensor, name: str, b: Tensor) -> None:
@@ -149,9 +159,9 @@ def _checked_out_dtype(op: str, out_dtype: torch.dtype | None, otherwise: torch.
 
 
 def _fake_grouped_gemm(a: Tensor, b: Tensor, expert_offsets: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-    _check_operands("grouped_gemm", ("a", a), ("b", b), expert_offsets, 2)
+    shape = _check_operands("grouped_gemm", ("a", a), ("b", b), expert_offsets, 2, packed=True)
     _check_same_dtype("grouped_gemm", a, "b", b)
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=_checked_out_dtype("grouped_gemm", out_dtype, a.dtype))
+    return a.new_empty((a.shape[0], shape[1]), dtype=_checked_out_dtype("grouped_gemm", out_dtype, a.dtype))
 
 
 def _fake_dgrad(grad_out: Tensor, b: Tensor, expert_offsets: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -174,9 +184,9 @@ def _fake_wgrad_(grad_b: Tensor, grad_out: Tensor, a: Tensor, expert_offsets: Te
 
 
 def _fake_swiglu_preactivation(a: Tensor, gate_up: Tensor, expert_offsets: Tensor) -> tuple[Tensor, Tensor]:
-    _check_operands("grouped_swiglu", ("a", a), ("gate_up", gate_up), expert_offsets, 2)
+    shape = _check_operands("grouped_swiglu", ("a", a), ("gate_up", gate_up), expert_offsets, 2, packed=True)
     _check_same_dtype("grouped_swiglu", a, "gate_up", gate_up)
-    rows = gate_up.shape[1]
+    rows = shape[1]
     _check(rows % 2 == 0, "grouped_swiglu", f"gate_up has shape {list(gate_up.shape)}; dimension 1 must be even")
     return a.new_empty((a.shape[0], rows // 2)), a.new_empty((a.shape[0], rows))
 

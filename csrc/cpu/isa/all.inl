@@ -3,6 +3,7 @@
 
 #include "common/dtype.h"
 #include "common/integer_math.h"
+#include "common/nf4.h"
 #include "cpu/isa/tables.h"
 
 #define HK_PASTE_(a, b) a##b
@@ -19,6 +20,7 @@ namespace {
 // One per stem, sorted.
 #include "cpu/isa/dispatch.inl"
 #include "cpu/isa/gemm.inl"
+#include "cpu/isa/prepack.inl"
 #include "cpu/isa/quantize.inl"
 #include "cpu/isa/routing.inl"
 #include "cpu/isa/swiglu.inl"
@@ -29,6 +31,8 @@ const Microkernels HK_PASTE(HK_ISA, _microkernels) = {
     .name = HK_STRING(HK_ISA),
     .dispatch = dispatch_kernels,
     .gemm = gemm_kernels,
+    .nf4_gemm = nf4_gemm_kernels,
+    .prepack = prepack_kernels,
     .quantize = quantize_kernels,
     .routing = routing_kernels,
     .swiglu = swiglu_kernels,

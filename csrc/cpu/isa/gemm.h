@@ -45,6 +45,27 @@ struct GemmDot {
                    const float* column_scales, const void* prefetch);
 };
 
+// Weights that were laid out once: panels of kPackedColumns columns, each contiguous over the whole depth. A panel is a
+// sequence of blocks. What `prepack` makes has lines of 64 bytes: one word of each column, that is 4 / (element size)
+// of k. Words of e4m3 lie as prepack.inl says, blocks of NF4 as common/nf4.h says. The order is that of every
+// instruction set.
+constexpr int kPackedColumns = 16, kPackedLine = 64;
+constexpr int64_t kPackedPrefetch = -1;
+
+struct GemmPacked {
+  int depth, bytes;  // k and bytes of a block
+  // sums[rows][width] as GemmScheme::multiply computes them, bit for bit, for the columns of `panels` panels,
+  // `panel_stride` bytes apart, over `blocks` blocks. rows is at most GemmScheme::packed_rows. `prefetch`: bytes ahead,
+  // 0: not at all, kPackedPrefetch: as suits this number of rows.
+  void (*multiply)(const uint32_t* a, int rows, const void* b, int64_t panel_stride, int panels, int64_t blocks,
+                   float* sums, int width, bool accumulate, const float* row_scales, const float* column_scales,
+                   int64_t prefetch);
+  // The blocks of GemmScheme::columns columns as a panel of the scheme.
+  void (*expand)(const void* b, int64_t panel_stride, int panels, int64_t blocks, uint32_t* panel);
+  // Expanding costs as much as multiplying by some rows: with more rows than this, it is done once for all of them.
+  int rows_to_expand;
+};
+
 // One way to hold and multiply panels.
 struct GemmScheme {
   int k_step;   // elements in a word: 1 (fp32) or 2 (a pair of bf16)
@@ -52,17 +73,21 @@ struct GemmScheme {
   int columns;  // columns of every tile of sums: the width of b's panels
   // The packer for elements of `dtype`, nullptr where there is none. along_k: the k stride is 1, else the line stride.
   GemmPack (*packer)(DType dtype, bool along_k);
-  // sums[rows][columns] = (accumulate ? sums : 0) + scale * (a panel of `rows` lines) x (b panel), over `steps` words.
+  // sums[rows][columns] = (accumulate ? sums : 0) + scale * (a panel of `rows` lines) x (b panel), over `steps` words;
+  // rows of sums are `width` apart.
   // scale is row_scales[row] * column_scales[column], or 1 where both are null. Every sum runs over the steps in order,
   // whatever `rows` is. prefetch may be null.
-  void (*multiply)(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, float* sums, bool accumulate,
-                   const float* row_scales, const float* column_scales, const GemmPrefetch* prefetch);
+  void (*multiply)(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, float* sums, int width,
+                   bool accumulate, const float* row_scales, const float* column_scales, const GemmPrefetch* prefetch);
   int lanes;     // of a vector
   int dot_rows;  // rows of one call of GemmDot::multiply
   // For these element types; its multiply is nullptr where there is none.
   GemmDot (*dot)(DType a, DType b);
   // sums[row][column] = sum over the lanes; both have `width` columns, a multiple of `lanes`.
   void (*sum_lanes)(const float* lanes, int64_t rows, int width, float* sums);
+  int packed_rows;  // rows of one call of GemmPacked::multiply
+  // For weights of this type; its multiply is nullptr where there is none.
+  GemmPacked (*packed)(DType b);
 };
 
 struct GemmKernels {

@@ -25,6 +25,16 @@ constexpr int kGemmColumns = kGemmVectors * kFloats;
 #else
 #define HK_GEMM_KEEP(v)
 #endif
+// A product stays one: whether the compiler fuses it into the addition behind would depend on the code around.
+#if defined(__AVX512F__)
+#define HK_GEMM_ROUNDED(v) asm("" : "+v"(v))
+#elif defined(__x86_64__)
+#define HK_GEMM_ROUNDED(v) asm("" : "+x"(v))
+#elif defined(__aarch64__)
+#define HK_GEMM_ROUNDED(v) asm("" : "+w"(v))
+#else
+#define HK_GEMM_ROUNDED(v)
+#endif
 
 struct FloatPanels {
   static constexpr int k_step = 1;
@@ -235,7 +245,7 @@ HK_INLINE void multiply_step(const uint32_t* a, const uint32_t* b, Floats (&sum)
 }
 
 template <typename Panels, int kRows>
-void multiply_rows(const uint32_t* a, const uint32_t* b, int64_t steps, float* sums, bool accumulate,
+void multiply_rows(const uint32_t* a, const uint32_t* b, int64_t steps, float* sums, int width, bool accumulate,
                    const float* row_scales, const float* column_scales, const GemmPrefetch* prefetch) {
   Floats sum[kRows][kGemmVectors] = {};
   int64_t step = 0;
@@ -252,20 +262,23 @@ void multiply_rows(const uint32_t* a, const uint32_t* b, int64_t steps, float* s
   }
   for (; step < steps; ++step, a += kRows, b += kGemmColumns) multiply_step<Panels, kRows>(a, b, sum);
   HK_UNROLL for (int i = 0; i < kRows; ++i) HK_UNROLL for (int j = 0; j < kGemmVectors; ++j) {
-    float* to = sums + i * kGemmColumns + j * kFloats;
+    float* to = sums + i * width + j * kFloats;
     Floats value = sum[i][j];
-    if (row_scales) value *= row_scales[i] * load(column_scales + j * kFloats);
+    if (row_scales) {
+      value *= row_scales[i] * load(column_scales + j * kFloats);
+      HK_GEMM_ROUNDED(value);
+    }
     store(to, accumulate ? load(to) + value : value);
   }
 }
 
 template <typename Panels>
-void multiply(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, float* sums, bool accumulate,
+void multiply(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, float* sums, int width, bool accumulate,
               const float* row_scales, const float* column_scales, const GemmPrefetch* prefetch) {
-#define HK_CASE(n)                                                                                         \
-  case n:                                                                                                  \
-    if constexpr (n <= kGemmRows)                                                                          \
-      return multiply_rows<Panels, n>(a, b, steps, sums, accumulate, row_scales, column_scales, prefetch); \
+#define HK_CASE(n)                                                                                                \
+  case n:                                                                                                         \
+    if constexpr (n <= kGemmRows)                                                                                 \
+      return multiply_rows<Panels, n>(a, b, steps, sums, width, accumulate, row_scales, column_scales, prefetch); \
     break;
   switch (rows) {
     HK_CASE(1)
@@ -285,6 +298,7 @@ void multiply(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, flo
 }
 
 #include "cpu/isa/gemm_dot.inl"
+#include "cpu/isa/gemm_packed.inl"
 
 // ---- epilogues -----------------------------------------------------------------------------------------------------
 
@@ -328,7 +342,7 @@ GemmPack float_packer(DType dtype, bool along_k) {
 
 constexpr GemmScheme float_scheme = {
     FloatPanels::k_step, kGemmRows, kGemmColumns, float_packer, multiply<FloatPanels>, kFloats, kDotRows,
-    float_dot,           sum_lanes};
+    float_dot,           sum_lanes, kPackedRows,  float_packed};
 
 #if defined(__AVX512BF16__)
 GemmPack pair_packer(DType dtype, bool along_k) {
@@ -339,7 +353,7 @@ GemmPack pair_packer(DType dtype, bool along_k) {
 }
 constexpr GemmScheme pair_scheme = {
     PairPanels::k_step, kGemmRows, kGemmColumns, pair_packer, multiply<PairPanels>, kFloats,
-    kDotRows,           pair_dot,  sum_lanes};
+    kDotRows,           pair_dot,  sum_lanes,    kPackedRows, pair_packed};
 #else
 constexpr GemmScheme pair_scheme = {};
 #endif

@@ -6,6 +6,8 @@
 #pragma once
 #include "cpu/isa/dispatch.h"
 #include "cpu/isa/gemm.h"
+#include "cpu/isa/nf4_gemm.h"
+#include "cpu/isa/prepack.h"
 #include "cpu/isa/quantize.h"
 #include "cpu/isa/routing.h"
 #include "cpu/isa/swiglu.h"
@@ -16,6 +18,8 @@ struct Microkernels {
   const char* name;  // "portable", "avx2", "avx512", "avx512_bf16", "neon"
   DispatchKernels dispatch;
   GemmKernels gemm;
+  Nf4GemmKernels nf4_gemm;
+  PrepackKernels prepack;
   QuantizeKernels quantize;
   RoutingKernels routing;
   SwigluKernels swiglu;

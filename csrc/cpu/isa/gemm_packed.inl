@@ -1,0 +1,205 @@
+// GEMM with weights that were packed once (isa/gemm.h: lines of 64 bytes, panels of 16 columns):
+//
+//   sums[r][c] (+)= scale * sum_k a[r][k] * b[c][k],  fp32, over the steps in order as multiply() does it.
+//
+// A tile of kRows x kVectors vectors of sums stays in registers while the vectors' panels are read side by side, one
+// stream of memory each. Few rows take many streams: they are bound by memory, and their sums must be many enough to
+// hide the latency of a multiplication. e4m3 and other short words come apart in registers, by part_packed().
+
+#if HK_VECTOR_FLOATS == 16 || defined(__aarch64__)  // 32 registers
+constexpr int kPackedRows = HK_VECTOR_FLOATS == 16 ? 16 : kGemmRows;
+constexpr int packed_vectors(int rows, bool expands) { return rows <= (expands ? 4 : 6) ? 4 : rows <= 12 ? 2 : 1; }
+#else  // 16 registers
+constexpr int kPackedRows = kGemmRows;
+constexpr int packed_vectors(int rows, bool) { return rows <= 2 ? 4 : rows <= kGemmRows ? 2 : 1; }
+#endif
+constexpr int kPanelVectors = kPackedColumns / kFloats;
+
+// Words of a line as panels of the scheme hold them, for step j of the word's kParts.
+template <typename Panels, typename Element>
+HK_INLINE Words part_packed(Panels panels, const Element* type, Words words, int j) {
+  return part(panels, type, words, j);
+}
+typedef uint8_t WordBytes __attribute__((vector_size(4 * kFloats)));
+// Within 16 bytes, e4m3 lie as [k / 2][column][k % 2] (prepack.inl): back to [column][k].
+template <int... kByte>
+HK_INLINE Words e4m3_words(Words words, LaneNumbers<kByte...>) {
+  const WordBytes bytes = (WordBytes)words;
+  return (Words)__builtin_shufflevector(bytes, bytes,
+                                        ((kByte & ~15) + (kByte >> 1 & 1) * 8 + (kByte >> 2 & 3) * 2 + (kByte & 1))...);
+}
+HK_INLINE Words part_packed(FloatPanels, const float8_e4m3fn* type, Words words, int j) {
+  return part(FloatPanels{}, type, e4m3_words(words, LaneNumbersFrom<4 * kFloats>::All{}), j);
+}
+#if defined(__AVX512BF16__)
+// The upper and lower byte of each bf16 from two tables, interleaved: pairs of columns 4i .. 4i + 3 side by side.
+HK_INLINE Words part_packed(PairPanels, const float8_e4m3fn*, Words words, int j) {
+  const __m512i index = (__m512i)words;
+  const auto look_up = [&](const uint8_t* table) {
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+  };
+  const __m512i lower = look_up(e4m3_tables.lower);
+  const __m512i upper = _mm512_ternarylogic_epi32(look_up(e4m3_tables.upper), index,
+                                                  _mm512_set1_epi32(static_cast<int>(0x80808080u)), 0xf8);
+  return (Words)(j == 0 ? _mm512_unpacklo_epi8(lower, upper) : _mm512_unpackhi_epi8(lower, upper));
+}
+#endif
+
+// Vector v of a line: kPanelVectors of them in a panel.
+HK_INLINE const char* vector_of(const char* b, int64_t panel_stride, int v) {
+  return b + v / kPanelVectors * panel_stride + v % kPanelVectors * 4 * kFloats;
+}
+
+template <typename Panels, typename Element, int kRows, int kVectors>
+void packed_tile(const uint32_t* a, const char* b, int64_t panel_stride, int64_t lines, float* sums, int width,
+                 bool accumulate, const float* row_scales, const float* column_scales, int64_t prefetch) {
+  // Measured on Zen 4: closer or farther costs up to half the time of 8 and more rows, and one row is best without.
+  if (prefetch == kPackedPrefetch) prefetch = kRows == 1 ? 0 : kRows <= 5 ? 2048 : kRows <= 12 ? 4096 : 8192;
+  constexpr int kSteps = kParts<Panels, Element>;
+  Floats sum[kRows][kVectors] = {};
+  const char* vectors[kVectors];
+  HK_UNROLL for (int v = 0; v < kVectors; ++v) vectors[v] = vector_of(b, panel_stride, v);
+  const auto line = [&](int64_t offset) {
+    Words words[kVectors];
+    HK_UNROLL for (int v = 0; v < kVectors; ++v) words[v] = load_as<Words>(vectors[v] + offset);
+    HK_UNROLL for (int j = 0; j < kSteps; ++j) {
+      Words columns[kVectors];
+      HK_UNROLL for (int v = 0; v < kVectors; ++v) columns[v] =
+          part_packed(Panels{}, static_cast<const Element*>(nullptr), words[v], j);
+      HK_UNROLL for (int r = 0; r < kRows; ++r) {
+        Words row = splat_bits(a[j * kRows + r]);
+        if constexpr (kVectors > 1) {
+          HK_GEMM_KEEP(row);
+        }
+        HK_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = multiply_add(Panels{}, sum[r][v], row, columns[v]);
+      }
+    }
+    a += kSteps * kRows;
+  };
+  int64_t offset = 0;
+  const int64_t end = lines * kPackedLine;
+  if (prefetch) {
+    for (; offset < end; offset += kPackedLine) {
+      // A miss brings two lines: with few rows, where misses are the limit, one request for both.
+      if (kRows > 5 || offset % (2 * kPackedLine) == 0) {
+        HK_UNROLL for (int v = 0; v < kVectors; v += kPanelVectors)
+            __builtin_prefetch(vectors[v] + offset + prefetch, 0, 2);
+      }
+      line(offset);
+    }
+  } else {
+    for (; offset < end; offset += kPackedLine) line(offset);
+  }
+  HK_UNROLL for (int r = 0; r < kRows; ++r) HK_UNROLL for (int v = 0; v < kVectors; ++v) {
+    float* to = sums + r * width + v * kFloats;
+    Floats value = sum[r][v];
+    if (row_scales) {
+      value *= row_scales[r] * load(column_scales + v * kFloats);
+      HK_GEMM_ROUNDED(value);
+    }
+    store(to, accumulate ? load(to) + value : value);
+  }
+}
+
+#include "cpu/isa/nf4_gemm.inl"
+
+// The tile of vectors `v` and following, by element type.
+template <typename Panels, int kRows, int kVectors, typename Element>
+HK_INLINE void packed_tile_of(const Element*, const uint32_t* a, const char* b, int64_t panel_stride, int v,
+                              int64_t lines, float* sums, int width, bool accumulate, const float* row_scales,
+                              const float* column_scales, int64_t prefetch) {
+  packed_tile<Panels, Element, kRows, kVectors>(a, vector_of(b, panel_stride, v), panel_stride, lines, sums, width,
+                                                accumulate, row_scales, column_scales, prefetch);
+}
+template <typename Panels, int kRows, int kVectors>
+HK_INLINE void packed_tile_of(const Nf4*, const uint32_t* a, const char* b, int64_t panel_stride, int v, int64_t blocks,
+                              float* sums, int width, bool accumulate, const float*, const float*, int64_t prefetch) {
+  nf4_tile<Panels, kRows, kVectors>(a, b, panel_stride, v, blocks, sums, width, accumulate, prefetch);
+}
+
+template <typename Panels, typename Element, int kRows>
+void packed_rows(const uint32_t* a, const char* b, int64_t panel_stride, int vectors, int64_t blocks, float* sums,
+                 int width, bool accumulate, const float* row_scales, const float* column_scales, int64_t prefetch) {
+  constexpr int kVectors = packed_vectors(kRows, sizeof(Element) < 2);
+  constexpr const Element* kType = nullptr;
+  int v = 0;
+  for (; v + kVectors <= vectors; v += kVectors)
+    packed_tile_of<Panels, kRows, kVectors>(kType, a, b, panel_stride, v, blocks, sums + v * kFloats, width, accumulate,
+                                            row_scales, column_scales + v * kFloats, prefetch);
+  for (; v < vectors; ++v)
+    packed_tile_of<Panels, kRows, 1>(kType, a, b, panel_stride, v, blocks, sums + v * kFloats, width, accumulate,
+                                     row_scales, column_scales + v * kFloats, prefetch);
+}
+
+template <typename Panels, typename Element>
+void packed_multiply(const uint32_t* a, int rows, const void* b, int64_t panel_stride, int panels, int64_t lines,
+                     float* sums, int width, bool accumulate, const float* row_scales, const float* column_scales,
+                     int64_t prefetch) {
+#define HK_CASE(n)                                                                                                 \
+  case n:                                                                                                          \
+    if constexpr (n <= kPackedRows)                                                                                \
+      return packed_rows<Panels, Element, n>(a, static_cast<const char*>(b), panel_stride, panels * kPanelVectors, \
+                                             lines, sums, width, accumulate, row_scales, column_scales, prefetch); \
+    break;
+  switch (rows) {
+    HK_CASE(1)
+    HK_CASE(2)
+    HK_CASE(3)
+    HK_CASE(4)
+    HK_CASE(5)
+    HK_CASE(6)
+    HK_CASE(7)
+    HK_CASE(8)
+    HK_CASE(9)
+    HK_CASE(10)
+    HK_CASE(11)
+    HK_CASE(12)
+    HK_CASE(13)
+    HK_CASE(14)
+    HK_CASE(15)
+    HK_CASE(16)
+  }
+#undef HK_CASE
+}
+
+template <typename Panels, typename Element>
+void packed_expand(const void* b_, int64_t panel_stride, int panels, int64_t lines, uint32_t* panel) {
+  const char* b = static_cast<const char*>(b_);
+  for (int64_t line = 0; line < lines; ++line, b += kPackedLine, panel += kParts<Panels, Element> * kGemmColumns)
+    for (int v = 0; v < panels * kPanelVectors; ++v) {
+      const Words words = load_as<Words>(vector_of(b, panel_stride, v));
+      HK_UNROLL for (int j = 0; j < kParts<Panels, Element>; ++j)
+          store_as(panel + j * kGemmColumns + v * kFloats,
+                   part_packed(Panels{}, static_cast<const Element*>(nullptr), words, j));
+    }
+}
+
+template <typename Panels, typename Element>
+constexpr GemmPacked packed_of() {
+  return {4 / sizeof(Element), kPackedLine, packed_multiply<Panels, Element>, packed_expand<Panels, Element>,
+          kParts<Panels, Element> > 1 && kGemmColumns >= kPackedColumns ? 2 * kGemmRows : 1 << 30};
+}
+
+// Never expanded: the scales of NF4 change within a k block.
+template <typename Panels>
+constexpr GemmPacked nf4_packed = {kNf4Depth, kNf4Block, packed_multiply<Panels, Nf4>, nullptr, 1 << 30};
+
+GemmPacked float_packed(DType b) {
+  switch (b) {
+    case DType::float32: return packed_of<FloatPanels, float>();
+    case DType::bfloat16: return packed_of<FloatPanels, bfloat16>();
+    case DType::float8_e4m3fn: return packed_of<FloatPanels, float8_e4m3fn>();
+    case DType::nf4: return nf4_packed<FloatPanels>;
+    default: return {};
+  }
+}
+#if defined(__AVX512BF16__)
+GemmPacked pair_packed(DType b) {
+  switch (b) {
+    case DType::bfloat16: return packed_of<PairPanels, bfloat16>();
+    case DType::float8_e4m3fn: return packed_of<PairPanels, float8_e4m3fn>();
+    case DType::nf4: return nf4_packed<PairPanels>;
+    default: return {};
+  }
+}
+#endif
