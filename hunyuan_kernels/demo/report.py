@@ -119,7 +119,7 @@ def plot(results: Results, path: Path) -> None:
         title="Expert load asked for by the router, end of training",
         xlabel="expert, busiest first (mean over layers)",
         ylabel="relative to an even share",
-        xticks=range(1, results.runs[0].model.config.num_experts + 1),
+        xticks=range(1, final_load(results.runs[0]).shape[1] + 1),
     )
 
     bars = [("bigram model", results.bigram, "grey")]

@@ -1,6 +1,6 @@
 """Sizes of the decoder."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Config:
     head_dim: int = 32
     #: Of each routed expert and of the shared one.
     intermediate_size: int = 128
-    num_experts: int = 16
-    top_k: int = 1
+    num_experts: int | tuple[int, ...] = 16
+    #: Routed experts of each token. As ``num_experts``, one number for all layers or one for each.
+    top_k: int | tuple[int, ...] = 1
     #: While training an expert takes at most this multiple of an even share of the assignments; None: no limit. In
     #: inference there is none.
     capacity_factor: float | None = 1.0
@@ -30,9 +31,15 @@ class Config:
     #: Cross-layer attention: so many consecutive layers share the keys and values of the first of them; 1: none do.
     cla_share_factor: int = 2
     rope_theta: float = 1e4
-    #: Stretches the rotary base for contexts longer than those trained on; 1: not at all.
+    #: "Dynamic alpha": stretches the rotary base for contexts longer than those trained on; 1: plain RoPE.
     rope_alpha: float = 1.0
     norm_epsilon: float = 1e-5
+    #: Whether the output projection is the embedding.
+    tie_embeddings: bool = True
+    #: Probabilities, while training: of dropping an attention weight, and an element of what a block adds to the
+    #: residual stream.
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -46,32 +53,101 @@ class Config:
             )
         if self.head_dim % 2 or self.head_dim < 4:
             raise ValueError(f"Config: head_dim is {self.head_dim}; an even number from 4 on is required (RoPE)")
-        if self.top_k > self.num_experts:
-            raise ValueError(f"Config: top_k is {self.top_k}; at most num_experts, {self.num_experts}, is allowed")
+        for name in ("num_experts", "top_k"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != self.num_layers:
+                raise ValueError(f"Config: {name} has {len(value)} numbers; one for each of {self.num_layers} layers")
+            smallest = min(value) if isinstance(value, tuple) else value
+            if smallest < 1:
+                raise ValueError(f"Config: {name} is {value}; at least 1 is required")
+        for layer in range(self.num_layers):
+            if self.top_k_of(layer) > self.num_experts_of(layer):
+                raise ValueError(f"Config: top_k is {self.top_k}; at most num_experts, {self.num_experts}, is allowed")
+        for name in ("attention_dropout", "hidden_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"Config: {name} is {getattr(self, name)}; a probability below 1 is required")
         if self.capacity_factor is not None and not self.capacity_factor > 0:
             raise ValueError(f"Config: capacity_factor is {self.capacity_factor}; a positive number or None is allowed")
         if self.overflow not in ("recycle", "drop"):
             raise ValueError(f"Config: overflow is {self.overflow!r}; allowed: 'recycle', 'drop'")
 
+    def num_experts_of(self, layer: int) -> int:
+        return self.num_experts[layer] if isinstance(self.num_experts, tuple) else self.num_experts
+
+    def top_k_of(self, layer: int) -> int:
+        return self.top_k[layer] if isinstance(self.top_k, tuple) else self.top_k
+
     def owns_key_value(self, layer: int) -> bool:
         """Whether the layer projects keys and values of its own, instead of reusing those of an earlier one."""
         return layer % self.cla_share_factor == 0
 
-    def _parameters(self, experts_per_layer: int) -> int:
+    def key_value_bytes_per_token(self, element_size: int = 2) -> int:
+        """Of the cache: keys and values of the layers that own them."""
+        owners = sum(self.owns_key_value(layer) for layer in range(self.num_layers))
+        return 2 * self.num_key_value_heads * self.head_dim * owners * element_size
+
+    def _parameters(self, active: bool) -> int:
         attention = 2 * self.hidden_size * self.num_heads * self.head_dim + 2 * self.head_dim
         key_value = 2 * self.hidden_size * self.num_key_value_heads * self.head_dim
         expert = 3 * self.hidden_size * self.intermediate_size
-        gate, norms = self.num_experts * self.hidden_size, 2 * self.hidden_size
-        layer = attention + norms + gate + (experts_per_layer + 1) * expert  # 1 shared
-        owners = sum(self.owns_key_value(i) for i in range(self.num_layers))
-        return (self.vocabulary_size + 1) * self.hidden_size + self.num_layers * layer + owners * key_value
+        total = ((1 if self.tie_embeddings else 2) * self.vocabulary_size + 1) * self.hidden_size
+        for layer in range(self.num_layers):
+            experts = self.top_k_of(layer) if active else self.num_experts_of(layer)
+            gate, norms = self.num_experts_of(layer) * self.hidden_size, 2 * self.hidden_size
+            total += attention + self.owns_key_value(layer) * key_value + norms + gate + (experts + 1) * expert
+        return total
 
     @property
     def num_parameters(self) -> int:
-        """All parameters; the embedding counts once, being tied to the output."""
-        return self._parameters(self.num_experts)
+        """All parameters; an embedding tied to the output counts once."""
+        return self._parameters(active=False)
 
     @property
     def num_active_parameters(self) -> int:
         """Those that one token passes through: ``top_k`` of the routed experts."""
-        return self._parameters(self.top_k)
+        return self._parameters(active=True)
+
+
+_LARGE = Config(
+    vocabulary_size=129024,
+    hidden_size=6400,
+    num_layers=64,
+    num_heads=80,
+    num_key_value_heads=8,
+    head_dim=80,
+    intermediate_size=18304,
+    rope_alpha=1e3,
+)
+
+#: The published models, and a small one. Sources: the ``config.json`` of Tencent-Hunyuan-Large and Hunyuan-A13B.
+PRESETS = {
+    "hunyuan-large": _LARGE,
+    "hunyuan-large-pretrain": replace(_LARGE, vocabulary_size=128512, rope_alpha=1e5),
+    "hunyuan-a13b": Config(
+        vocabulary_size=128167,
+        hidden_size=4096,
+        num_layers=32,
+        num_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=3072,
+        num_experts=64,
+        top_k=8,
+        capacity_factor=None,
+        overflow="drop",
+        cla_share_factor=1,
+        rope_alpha=1e3,
+    ),
+    "small": Config(),
+}
+
+
+def preset(name: str) -> Config:
+    """The sizes of a model by its name.
+
+    Raises:
+        ValueError: no such name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: name is {name!r}; allowed: {', '.join(map(repr, PRESETS))}")
+    return PRESETS[name]

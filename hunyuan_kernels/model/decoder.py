@@ -1,5 +1,7 @@
-"""The decoder: embedding, layers of attention and experts, tied output."""
+"""The decoder: embedding, layers of attention and experts, output."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -7,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hunyuan_kernels as hk
-from hunyuan_kernels.model.attention import Attention, KeyValue
+from hunyuan_kernels.model.attention import Append, Attention, Positions, causal_mask
+from hunyuan_kernels.model.cache import KeyValue, KeyValueCache
 from hunyuan_kernels.model.config import Config
 from hunyuan_kernels.model.moe import MoE
 from hunyuan_kernels.model.rope import rope_tables
@@ -27,24 +30,25 @@ class Output(NamedTuple):
 class Layer(nn.Module):
     """``h = x + attention(norm(x))``, ``h + moe(norm(h))``."""
 
-    def __init__(self, config: Config, owns_key_value: bool) -> None:
+    def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.attention = Attention(config, owns_key_value)
+        self.attention = Attention(config, config.owns_key_value(layer))
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.moe = MoE(config)
+        self.moe = MoE(config, layer)
+        self.hidden_dropout = config.hidden_dropout
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], shared: KeyValue | None, seed: int | None
+        self, x: Tensor, positions: Positions, shared: KeyValue | None, append: Append | None, seed: int | None
     ) -> tuple[Tensor, KeyValue, Tensor, hk.Routing]:
-        attended, key_value = self.attention(self.input_layernorm(x), rope, shared)
-        x = x + attended
+        attended, key_value = self.attention(self.input_layernorm(x), positions, shared, append)
+        x = x + F.dropout(attended, self.hidden_dropout, self.training)
         x, balance_loss, routing = self.moe(self.post_attention_layernorm(x), residual=x, seed=seed)
         return x, key_value, balance_loss, routing
 
 
 class Decoder(nn.Module):
-    """Hunyuan-Large's architecture at any size: ``Decoder(Config(...))``.
+    """Hunyuan-Large's architecture at any size: ``Decoder(Config(...))``, ``Decoder(preset("hunyuan-a13b"))``.
 
     Weights are drawn from torch's default generator with a standard deviation of ``fan_in ** -0.5``; those that add to
     the residual stream are smaller by ``(2 num_layers) ** -0.5``, so that its variance does not grow with depth.
@@ -54,8 +58,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Parameter(torch.empty(config.vocabulary_size, config.hidden_size))
-        self.layers = nn.ModuleList(Layer(config, config.owns_key_value(i)) for i in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.lm_head = None if config.tie_embeddings else nn.Parameter(torch.empty_like(self.embed_tokens))
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 deviation = parameter.shape[-1] ** -0.5
@@ -67,26 +72,68 @@ class Decoder(nn.Module):
         """The mixtures of experts, first layer first."""
         return [module for module in self.modules() if isinstance(module, MoE)]
 
-    def forward(self, tokens: Tensor, *, seed: int | None = None) -> Output:
-        """Logits of the token after each of ``tokens [B, T]`` (int64).
+    def make_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KeyValueCache:
+        """An empty cache beside the weights; of their dtype unless another is given."""
+        dtype = self.embed_tokens.dtype if dtype is None else dtype
+        return KeyValueCache(self.config, batch, capacity, dtype=dtype, device=self.embed_tokens.device)
 
-        ``seed`` makes recycling reproducible; every layer gets one of its own from it. None draws them.
-        """
+    def _positions(self, tokens: Tensor, cache: KeyValueCache | None) -> Positions:
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        starts = [0] if cache is None else cache.lengths
+        uniform = len(set(starts)) == 1
+        at = steps + starts[0] if uniform else steps + torch.tensor(starts, device=tokens.device).unsqueeze(1)
+        rope = rope_tables(at, self.config.head_dim, theta=self.config.rope_theta, alpha=self.config.rope_alpha)
+        if cache is None or (uniform and starts[0] == 0 and cache.length_after == len(steps)):
+            return Positions(rope)
+        if uniform and len(steps) == 1 and cache.length_after == starts[0] + 1:
+            return Positions(rope, causal=False)  # one query, and no key comes after it
+        return Positions(rope, causal_mask(at.expand(tokens.shape), cache.length_after))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        seed: int | None = None,
+        cache: KeyValueCache | None = None,
+        num_tokens: Sequence[int] | None = None,
+    ) -> tuple[Tensor, list[Tensor], list[hk.Routing]]:
+        """The last layer's normalized output ``[B, T, H]``, with losses and routings of all layers; as ``forward``."""
+        if cache is not None:
+            if num_tokens is not None and max(num_tokens) > tokens.shape[1]:
+                raise ValueError(f"Decoder: num_tokens is {list(num_tokens)}; tokens has {tokens.shape[1]} columns")
+            cache.begin([tokens.shape[1]] * tokens.shape[0] if num_tokens is None else num_tokens)
+        positions = self._positions(tokens, cache)
         x = F.embedding(tokens, self.embed_tokens)
-        rope = rope_tables(
-            tokens.shape[1],
-            self.config.head_dim,
-            theta=self.config.rope_theta,
-            alpha=self.config.rope_alpha,
-            device=tokens.device,
-        )
         key_value: KeyValue | None = None
         balance_losses, routings = [], []
         for i, layer in enumerate(self.layers):
             shared = None if self.config.owns_key_value(i) else key_value
+            append = None if cache is None else partial(cache.append, i)
             layer_seed = None if seed is None else seed * self.config.num_layers + i
-            x, key_value, balance_loss, routing = layer(x, rope, shared, layer_seed)
+            x, key_value, balance_loss, routing = layer(x, positions, shared, append, layer_seed)
             balance_losses.append(balance_loss)
             routings.append(routing)
-        logits = F.linear(self.norm(x), self.embed_tokens)
-        return Output(logits, torch.stack(balance_losses).mean(), routings)
+        if cache is not None:
+            cache.finish()
+        return self.norm(x), balance_losses, routings
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., H]`` to ``[..., vocabulary_size]``."""
+        return F.linear(hidden, self.embed_tokens if self.lm_head is None else self.lm_head)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        seed: int | None = None,
+        cache: KeyValueCache | None = None,
+        num_tokens: Sequence[int] | None = None,
+    ) -> Output:
+        """Logits of the token after each of ``tokens [B, T]`` (int64).
+
+        ``seed`` makes recycling reproducible; every layer gets one of its own from it. None draws them. With a
+        ``cache``, the tokens follow those that it holds and are added to it. Sequences of different lengths are padded
+        at their end, with anything: ``num_tokens`` says how many tokens of each row count.
+        """
+        hidden, balance_losses, routings = self.hidden(tokens, seed=seed, cache=cache, num_tokens=num_tokens)
+        return Output(self.logits(hidden), torch.stack(balance_losses).mean(), routings)

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hunyuan_kernels as hk
@@ -16,10 +17,11 @@ class MoE(nn.Module):
     is no capacity. ``fp8``, when set, replaces the routed experts in inference.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
         self.config = config
-        hidden, intermediate, experts = config.hidden_size, config.intermediate_size, config.num_experts
+        self.top_k = config.top_k_of(layer)
+        hidden, intermediate, experts = config.hidden_size, config.intermediate_size, config.num_experts_of(layer)
         self.gate = nn.Parameter(torch.empty(experts, hidden))
         self.experts_gate_up = nn.Parameter(torch.empty(experts, 2 * intermediate, hidden))
         self.experts_down = nn.Parameter(torch.empty(experts, hidden, intermediate))
@@ -36,7 +38,7 @@ class MoE(nn.Module):
         factor = self.config.capacity_factor
         if factor is None or not self.training:
             return None
-        return math.ceil(factor * tokens * self.config.top_k / self.config.num_experts)
+        return math.ceil(factor * tokens * self.top_k / self.gate.shape[0])
 
     def quantized_experts(self, activations: str = "none") -> hk.Fp8Experts:
         """The routed experts in FP8, to be set as ``fp8``. Gate and up are scaled apart.
@@ -65,16 +67,19 @@ class MoE(nn.Module):
         """
         if self.training and self.fp8 is not None:
             raise RuntimeError("MoE: FP8 experts have no gradient; call eval() first, or set fp8 to None to train")
+        drop = self.training and self.config.hidden_dropout > 0
         y, logits, routing = hk.moe(
             x,
             self.gate,
             self.experts if self.fp8 is None else self.fp8,
             (self.shared_gate_up, self.shared_down),
-            top_k=self.config.top_k,
+            top_k=self.top_k,
             capacity=self.capacity(x.numel() // x.shape[-1]),
             overflow=self.config.overflow,
             seed=seed,
-            residual=residual,
+            residual=None if drop else residual,
             return_routing=True,
         )
+        if drop:
+            y = residual + F.dropout(y, self.config.hidden_dropout)
         return y, hk.load_balancing_loss(logits, routing), routing

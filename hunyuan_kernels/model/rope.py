@@ -4,20 +4,19 @@ import torch
 from torch import Tensor
 
 
-def rope_tables(
-    length: int, head_dim: int, *, theta: float = 1e4, alpha: float = 1.0, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
-    r"""Cosines and sines of the rotation angles, fp32 ``[length, head_dim]`` each.
+def rope_tables(positions: Tensor, head_dim: int, *, theta: float = 1e4, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+    r"""Cosines and sines of the rotation angles at ``positions [...]``, fp32 ``[..., head_dim]`` each.
 
     .. math:: \mathrm{base} = \theta\,\alpha^{d/(d-2)}, \qquad
         \mathrm{angle}_{p,i} = p\,\mathrm{base}^{-2i/d} \quad (i = 0 \dots d/2 - 1),
 
-    both halves of the last dimension alike. Source: ``HunYuanDynamicNTKAlphaRotaryEmbedding`` of Tencent's
-    ``modeling_hunyuan.py``. Angles are formed in fp64: at position 2^17 those of fp32 are off by up to 2^-7.
+    both halves of the last dimension alike; :math:`\alpha = 1` is plain RoPE. Source:
+    ``HunYuanDynamicNTKAlphaRotaryEmbedding`` of Tencent's ``modeling_hunyuan.py``. Angles are formed in fp64: at
+    position 2^17 those of fp32 are off by up to 2^-7.
     """
     base = theta * alpha ** (head_dim / (head_dim - 2))
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
-    angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), base**-exponents)
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
+    angles = positions.double().unsqueeze(-1) * base**-exponents
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().float(), angles.sin().float()
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hunyuan_kernels.model.decoder import Decoder
 
@@ -58,7 +59,8 @@ class Step:
     #: Shares of all assignments that lost their expert to the capacity: those left without one, those sent elsewhere.
     dropped: float
     recycled: float
-    #: ``[num_layers, num_experts]``: what the router asked of each expert, relative to an even share.
+    #: ``[num_layers, num_experts]``: what the router asked of each expert, relative to an even share. Layers with fewer
+    #: experts end in zeros.
     demand: Tensor
 
 
@@ -87,12 +89,12 @@ def train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        demand = torch.stack([r.demand for r in out.routings]).float()
-        assignments = float(demand.sum())
+        demand = [r.demand.float() for r in out.routings]
+        assignments = float(sum(d.sum() for d in demand))
         yield Step(
             loss=loss.item(),
             balance_loss=out.balance_loss.item(),
             dropped=sum(int(r.num_dropped) for r in out.routings) / assignments,
             recycled=sum(int(r.num_recycled) for r in out.routings) / assignments,
-            demand=demand / demand.mean(1, keepdim=True),
+            demand=pad_sequence([d / d.mean() for d in demand], batch_first=True),
         )

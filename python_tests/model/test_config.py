@@ -1,8 +1,9 @@
 """Sizes: what they count, and which do not fit together."""
 
 import pytest
+import torch
 
-from hunyuan_kernels.model import Config, Decoder
+from hunyuan_kernels.model import Config, Decoder, preset
 
 SMALL = {"vocabulary_size": 19, "hidden_size": 24, "num_heads": 4, "head_dim": 6, "intermediate_size": 10}
 
@@ -14,13 +15,32 @@ def test_number_of_parameters(layers, share):
     assert config.num_parameters == sum(p.numel() for p in Decoder(config).parameters())
 
 
-def test_number_of_parameters_of_the_published_models():
-    large = Config(129024, 6400, 64, 80, 8, 80, 18304, 16, 1)
-    assert round(large.num_parameters / 1e9, 1) == 388.7
-    assert round(large.num_active_parameters / 1e9, 1) == 51.3
-    a13b = Config(128167, 4096, 32, 32, 8, 128, 3072, 64, 8, cla_share_factor=1)
-    assert round(a13b.num_parameters / 1e9, 2) == 80.39
-    assert round(a13b.num_active_parameters / 1e9, 2) == 12.75
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [("hunyuan-large", 388.7, 51.3), ("hunyuan-a13b", 80.4, 12.7)],
+)
+def test_number_of_parameters_of_the_published_models(name, total, active):
+    config = preset(name)
+    assert round(config.num_parameters / 1e9, 1) == total
+    assert config.num_active_parameters / 1e9 == pytest.approx(active, abs=0.06)
+    with torch.device("meta"):
+        model = Decoder(config)
+    assert sum(p.numel() for p in model.parameters()) == config.num_parameters
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="preset: name is 'hunyuan'; allowed: 'hunyuan-large', 'hunyuan-large-pre"):
+        preset("hunyuan")
+
+
+def test_numbers_of_each_layer():
+    config = Config(**SMALL, num_layers=3, num_experts=(4, 2, 6), top_k=(2, 1, 3), tie_embeddings=False)
+    model = Decoder(config)
+    assert [m.gate.shape[0] for m in model.moe_layers()] == [4, 2, 6]
+    assert [m.top_k for m in model.moe_layers()] == [2, 1, 3]
+    assert config.num_parameters == sum(p.numel() for p in model.parameters())
+    expert = 3 * 24 * 10
+    assert config.num_parameters - config.num_active_parameters == (2 + 1 + 3) * expert
 
 
 @pytest.mark.parametrize(
@@ -31,6 +51,11 @@ def test_number_of_parameters_of_the_published_models():
         ({"head_dim": 7}, "head_dim is 7; an even number from 4 on"),
         ({"head_dim": 2}, "head_dim is 2; an even number from 4 on"),
         ({"top_k": 17}, "top_k is 17; at most num_experts, 16,"),
+        ({"num_experts": (4, 4)}, "num_experts has 2 numbers; one for each of 4 layers"),
+        ({"top_k": (1, 0, 1, 1)}, r"top_k is \(1, 0, 1, 1\); at least 1"),
+        ({"num_experts": (4, 4, 2, 4), "top_k": 3}, "top_k is 3; at most num_experts, "),
+        ({"hidden_dropout": 1.0}, "hidden_dropout is 1.0; a probability below 1"),
+        ({"attention_dropout": float("nan")}, "attention_dropout is nan; a probability below 1"),
         ({"capacity_factor": 0.0}, "capacity_factor is 0.0; a positive number or None"),
         ({"capacity_factor": float("nan")}, "capacity_factor is nan; a positive number or None"),
         ({"overflow": "wait"}, "overflow is 'wait'; allowed: 'recycle', 'drop'"),

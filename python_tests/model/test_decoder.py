@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hunyuan_kernels.model import Config, Decoder
-from hunyuan_kernels.model.attention import Attention
+from hunyuan_kernels.model.attention import Attention, Positions
 from hunyuan_kernels.model.rope import apply_rope, rope_tables
 
 CONFIG = Config(
@@ -38,13 +38,13 @@ def test_rope_rotates_pairs_by_the_published_angles():
     base = 1e4 * alpha ** (8 / 6)
     angles = torch.arange(length).double()[:, None, None] * base ** (-torch.arange(4).double() / 4)
     want = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles))
-    got = apply_rope(x, rope_tables(length, dim, alpha=alpha))
+    got = apply_rope(x, rope_tables(torch.arange(length), dim, alpha=alpha))
     torch.testing.assert_close(got.double(), torch.cat(want.unbind(-1), -1), rtol=0, atol=1e-6)
 
 
 def test_rope_base_at_the_published_sizes():
     # Hunyuan-Large-Instruct: theta 1e4, alpha 1e3, head_dim 80 give a base of 1.194e7.
-    _, sin = rope_tables(2, 80, alpha=1e3)
+    _, sin = rope_tables(torch.arange(2), 80, alpha=1e3)
     assert float(sin[1, 39]) == pytest.approx(1.194e7 ** (-78 / 80), rel=1e-3)
 
 
@@ -53,27 +53,25 @@ def test_attention_follows_its_formula():
     attention = Attention(CONFIG, owns_key_value=True)
     for norm in (attention.query_layernorm, attention.key_layernorm):
         torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
-    x, rope = torch.randn(2, 11, 32), rope_tables(11, 8)
-    got, (key, value) = attention(x, rope)
+    x, rope = torch.randn(2, 11, 32), rope_tables(torch.arange(11), 8)
+    got, (key, value) = attention(x, Positions(rope))
 
     def norm(t, weight):
         return t / (t.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
 
     q = norm(apply_rope(attention.q_proj(x).view(2, 11, 4, 8), rope), attention.query_layernorm.weight)
-    k = norm(apply_rope(key, rope), attention.key_layernorm.weight)
-    q, k, v = (
-        q.transpose(1, 2),
-        k.transpose(1, 2).repeat_interleave(2, 1),
-        value.transpose(1, 2).repeat_interleave(2, 1),
-    )
+    raw = attention.k_proj(x).view(2, 11, 2, 8), attention.v_proj(x).view(2, 11, 2, 8)
+    k = norm(apply_rope(raw[0], rope), attention.key_layernorm.weight)
+    q, k, v = q.transpose(1, 2), *(t.transpose(1, 2).repeat_interleave(2, 1) for t in (k, raw[1]))
     scores = (q @ k.mT) * 8**-0.5
     scores = scores.masked_fill(torch.ones(11, 11, dtype=torch.bool).triu(1), float("-inf"))
     want = attention.o_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(got, want)
-    torch.testing.assert_close(key, attention.k_proj(x).view(2, 11, 2, 8))
+    torch.testing.assert_close(key, norm(apply_rope(raw[0], rope), torch.ones(8)).transpose(1, 2))
+    torch.testing.assert_close(value, raw[1].transpose(1, 2), rtol=0, atol=0)
 
 
-def test_odd_layers_share_raw_keys_and_values():
+def test_odd_layers_share_keys_and_values():
     model = make().eval()
     names = dict(model.named_parameters())
     assert [f"layers.{i}.attention.k_proj.weight" in names for i in range(4)] == [True, False, True, False]
@@ -128,3 +126,36 @@ def test_more_choices_without_capacity():
     out = model(tokens())
     assert all(int(r.demand.sum()) == 3 * 48 for r in out.routings)
     assert out.logits.shape == (3, 16, 40)
+
+
+def test_layers_with_different_numbers_of_experts():
+    model = make(num_experts=(8, 4, 2, 6), top_k=(2, 1, 2, 3), overflow="drop").train()
+    out = model(tokens())
+    assert [len(r.demand) for r in out.routings] == [8, 4, 2, 6]
+    assert [int(r.demand.sum()) for r in out.routings] == [96, 48, 96, 144]
+
+
+def test_untied_head():
+    tied, untied = make(), make(tie_embeddings=False)
+    untied.load_state_dict(tied.state_dict() | {"lm_head": 2 * tied.embed_tokens.detach()})
+    torch.testing.assert_close(untied.eval()(tokens()).logits, 2 * tied.eval()(tokens()).logits)
+
+
+@pytest.mark.parametrize("name", ["attention_dropout", "hidden_dropout"])
+def test_dropout_is_for_training(name):
+    plain, dropping = make(capacity_factor=None), make(capacity_factor=None, **{name: 0.5})
+    assert torch.equal(plain.eval()(tokens()).logits, dropping.eval()(tokens()).logits)
+    first, second = dropping.train()(tokens()).logits, dropping(tokens()).logits
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(plain.train()(tokens()).logits, plain.eval()(tokens()).logits)
+
+
+def test_hidden_dropout_drops_that_share_of_what_a_block_adds():
+    moe = make(hidden_dropout=0.25, num_experts=1, capacity_factor=None).train().moe_layers()[0]
+    x, residual = torch.randn(2, 500, 32), torch.randn(2, 500, 32)
+    torch.manual_seed(0)
+    added = moe(x, residual)[0] - residual
+    kept = added.abs() > 1e-6
+    assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.015)  # four deviations of 32000 draws
+    exact = moe.eval()(x, residual)[0] - residual
+    torch.testing.assert_close(added[kept], exact[kept] / 0.75, rtol=1e-4, atol=1e-5)

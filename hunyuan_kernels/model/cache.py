@@ -1,0 +1,139 @@
+"""The cache of keys and values: one place for each layer that owns them, bf16, fp32 or FP8."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hunyuan_kernels.model.config import Config
+
+#: Keys (rotated, divided by their root mean square) and values, ``[B, num_key_value_heads, T, head_dim]`` each.
+KeyValue = tuple[Tensor, Tensor]
+
+FP8 = torch.float8_e4m3fn
+DTYPES = (torch.bfloat16, torch.float32, FP8)
+_FP8_LARGEST = 448.0
+
+
+class _Store:
+    """Vectors of one kind: ``data [B, heads, capacity, head_dim]``, for FP8 with a scale for each sequence and head.
+
+    Scales are powers of two and grow when a larger value comes: what is stored is then divided by the ratio, which is
+    exact but for elements that become subnormal.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> None:
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.scale = torch.zeros((*shape[:2], 1, 1), device=device) if dtype == FP8 else None
+
+    def _quantized(self, new: Tensor, counted: Tensor) -> Tensor:
+        assert self.scale is not None
+        largest = torch.where(counted, new, 0).abs().nan_to_num(0.0, 0.0).amax((2, 3), keepdim=True)
+        needed = torch.where(largest > 0, torch.exp2(torch.ceil(torch.log2(largest / _FP8_LARGEST))), 0.0)
+        grown = torch.maximum(self.scale, needed)
+        ratio = torch.where(grown > self.scale, self.scale / grown, 1.0)
+        if bool((ratio < 1).any()):
+            self.data = (self.data.float() * ratio).to(FP8)
+            self.scale = grown
+        scaled = new / torch.where(self.scale > 0, self.scale, 1.0)
+        return scaled.clamp(-_FP8_LARGEST, _FP8_LARGEST).to(FP8)
+
+    def write(self, new: Tensor, starts: Sequence[int], counts: Sequence[int]) -> None:
+        if self.scale is not None:
+            steps = torch.arange(new.shape[2], device=new.device)
+            counted = steps < torch.tensor(counts, device=new.device).view(-1, 1)
+            new = self._quantized(new.float(), counted[:, None, :, None])
+        if len(set(starts)) == len(set(counts)) == 1:
+            self.data[:, :, starts[0] : starts[0] + counts[0]] = new[:, :, : counts[0]]
+            return
+        for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+            self.data[row, :, start : start + count] = new[row, :, :count]
+
+    def read(self, length: int, dtype: torch.dtype) -> Tensor:
+        stored = self.data[:, :, :length]
+        return stored if self.scale is None else (stored.float() * self.scale).to(dtype)
+
+
+class KeyValueCache:
+    """Keys and values of ``batch`` sequences of up to ``capacity`` tokens, each with a length of its own.
+
+    Layers that share keys and values (cross-layer attention) share their place: a token takes
+    ``config.key_value_bytes_per_token(element_size)`` bytes. All memory is allocated at once.
+
+    Raises:
+        ValueError: a dtype that is not among ``DTYPES``, a batch or capacity below 1.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        batch: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"KeyValueCache: dtype is {dtype}; allowed: {', '.join(map(str, DTYPES))}")
+        for name, value in (("batch", batch), ("capacity", capacity)):
+            if value < 1:
+                raise ValueError(f"KeyValueCache: {name} is {value}; at least 1 is required")
+        self.dtype, self.capacity = dtype, capacity
+        #: Tokens of each sequence that are stored.
+        self.lengths = [0] * batch
+        #: Tokens of each sequence in the pass that is under way.
+        self.incoming = [0] * batch
+        shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
+        self._stores = {
+            layer: (_Store(shape, dtype, device), _Store(shape, dtype, device))
+            for layer in range(config.num_layers)
+            if config.owns_key_value(layer)
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Of keys and values; an FP8 cache has 8 more for each sequence, head and owner: two scales."""
+        return sum(store.data.nbytes for stores in self._stores.values() for store in stores)
+
+    @property
+    def length_after(self) -> int:
+        """Of the longest sequence, after the pass that is under way."""
+        return max(a + b for a, b in zip(self.lengths, self.incoming, strict=True))
+
+    def begin(self, incoming: Sequence[int]) -> None:
+        """Announces the number of tokens that the next pass brings to each sequence.
+
+        Raises:
+            ValueError: not one number for each sequence, or more tokens than there is room for.
+        """
+        if len(incoming) != len(self.lengths):
+            raise ValueError(f"KeyValueCache: {len(incoming)} sequences come; the cache is for {len(self.lengths)}")
+        for row, (length, count) in enumerate(zip(self.lengths, incoming, strict=True)):
+            if count < 0 or length + count > self.capacity:
+                raise ValueError(
+                    f"KeyValueCache: sequence {row} has {length} tokens and {count} come; capacity is {self.capacity}"
+                )
+        self.incoming = list(incoming)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> KeyValue:
+        """Stores those that ``layer``, one that owns them, made in this pass; returns all, to the longest sequence."""
+        all_keys, all_values = self._stores[layer]
+        all_keys.write(keys, self.lengths, self.incoming)
+        all_values.write(values, self.lengths, self.incoming)
+        return all_keys.read(self.length_after, keys.dtype), all_values.read(self.length_after, values.dtype)
+
+    def finish(self) -> None:
+        """Ends a pass: its tokens count from now on."""
+        self.lengths = [a + b for a, b in zip(self.lengths, self.incoming, strict=True)]
+        self.incoming = [0] * len(self.lengths)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forgets the tokens at and past ``lengths``: those that were drafted and not accepted.
+
+        Raises:
+            ValueError: a length that the sequence does not have.
+        """
+        for row, (new, old) in enumerate(zip(lengths, self.lengths, strict=True)):
+            if not 0 <= new <= old:
+                raise ValueError(f"KeyValueCache: sequence {row} has {old} tokens; it cannot be cut to {new}")
+        self.lengths = list(lengths)

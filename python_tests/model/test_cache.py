@@ -1,0 +1,140 @@
+"""The cache: its size, and that a pass over it gives what a pass over everything gives."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from hunyuan_kernels.model import Config, Decoder, KeyValueCache, preset
+from hunyuan_kernels.testing.memory import MemoryProbe
+from python_tests.model.test_decoder import CONFIG, make, tokens
+
+FP8 = torch.float8_e4m3fn
+
+
+def model_with_gains(**changes):
+    """Key gains that differ between the layers of a pair: a shared place must not mix them up."""
+    model = make(**changes).eval()
+    for layer in model.layers:
+        torch.nn.init.uniform_(layer.attention.key_layernorm.weight, 0.5, 2.0)
+    return model
+
+
+def test_bytes_of_a_token_at_the_published_sizes():
+    large = preset("hunyuan-large")
+    assert large.key_value_bytes_per_token() == 2 * 8 * 80 * 64 == 81_920
+    every_head_and_layer = Config(**{**vars(large), "num_key_value_heads": 80, "cla_share_factor": 1})
+    assert every_head_and_layer.key_value_bytes_per_token() == 1_638_400
+    assert KeyValueCache(large, 3, 7, device="meta").nbytes == 3 * 7 * 81_920
+    assert KeyValueCache(large, 3, 7, dtype=FP8, device="meta").nbytes == 3 * 7 * 40_960
+
+
+def fill_a_cache(share):
+    """Prepares 64 MiB of keys and values for two layers that share, and twice that for two that do not."""
+    ones = torch.ones(1, 8, 2**14, 128, dtype=torch.bfloat16)
+    config = Config(num_layers=2, num_key_value_heads=8, head_dim=128, num_heads=8, cla_share_factor=share)
+
+    def fill():
+        cache = KeyValueCache(config, 1, 2**14)
+        cache.begin([2**14])
+        for layer in range(0, 2, share):
+            cache.append(layer, ones, ones)
+        return cache
+
+    return fill
+
+
+def test_measured_memory():
+    with MemoryProbe() as probe:
+        shared, apart = (probe.peak(partial(fill_a_cache, share)) for share in (2, 1))
+    if shared is None:
+        pytest.skip("this system keeps no high-water mark of memory")
+    assert shared == pytest.approx(2**26, rel=0.05)
+    assert apart == pytest.approx(2**27, rel=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [1, 2, 3])
+@pytest.mark.parametrize("chunks", [[16], [1] * 16, [5, 1, 10], [9, 7]], ids=str)
+def test_chunks_give_what_one_pass_gives(share, chunks):
+    model = model_with_gains(cla_share_factor=share)
+    cache = model.make_cache(3, 16)
+    got = torch.cat([model(part, cache=cache).logits for part in tokens().split(chunks, 1)], 1)
+    torch.testing.assert_close(got, model(tokens()).logits, rtol=1e-4, atol=1e-4)
+    assert cache.lengths == [16] * 3
+
+
+@torch.no_grad()
+def test_sequences_of_different_lengths():
+    model, x = model_with_gains(), tokens(length=20)
+    cache, first, second = model.make_cache(3, 20), [7, 1, 12], [3, 4, 0]
+    padded = model(x[:, :12], cache=cache, num_tokens=first).logits
+    follow = torch.full((3, 4), 39)
+    for row in range(3):
+        follow[row, : second[row]] = x[row, first[row] : first[row] + second[row]]
+    then = model(follow, cache=cache, num_tokens=second).logits
+    assert cache.lengths == [10, 5, 12]
+    for row in range(3):
+        alone = model(x[row : row + 1, : cache.lengths[row]]).logits[0]
+        together = torch.cat((padded[row, : first[row]], then[row, : second[row]]))
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_truncated_tokens_are_forgotten():
+    model, x = model_with_gains(), tokens()
+    cache = model.make_cache(3, 16)
+    model(x[:, :8], cache=cache)
+    model(torch.zeros(3, 5, dtype=torch.int64), cache=cache)
+    cache.truncate([8, 8, 8])
+    got = model(x[:, 8:], cache=cache).logits
+    torch.testing.assert_close(got, model(x).logits[:, 8:], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
+def test_smaller_elements_give_about_the_same(dtype):
+    # One expert: a choice between several may turn on a rounding, and then says nothing about the cache.
+    model, x = model_with_gains(num_experts=1), tokens()
+    exact, cache = model(x).logits, model.make_cache(3, 16, dtype)
+    got = torch.cat([model(part, cache=cache).logits for part in x.split(4, 1)], 1)
+    rounding = torch.finfo(dtype).eps / 2
+    assert 0 < float((got - exact).norm() / exact.norm()) < 2 * rounding
+
+
+def test_fp8_elements_are_within_their_rounding():
+    """Also after a scale has grown: the later tokens are a thousand times larger."""
+    cache = KeyValueCache(CONFIG, 2, 6, dtype=FP8)
+    generator = torch.Generator().manual_seed(0)
+    new = torch.randn(2, 2, 6, 8, generator=generator)
+    new[:, :, 3:] *= 1000
+    for part in new.split(3, 2):
+        cache.begin([3, 3])
+        keys, _ = cache.append(0, part, part)
+        cache.finish()
+    largest = new.abs().amax((2, 3), keepdim=True)
+    # Half an ulp of 3 mantissa bits twice (stored, then stored again under the larger scale), and of the subnormals.
+    assert ((keys - new).abs() <= 2 * new.abs() * 2**-4 + 2 * 2 * largest / 448 * 2**-10).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c: KeyValueCache(CONFIG, 1, 4, dtype=torch.float16), "dtype is torch.float16; allowed: torch.bfloat16"),
+        (lambda c: KeyValueCache(CONFIG, 0, 4), "batch is 0; at least 1"),
+        (lambda c: c.begin([5, 1]), "sequence 0 has 0 tokens and 5 come; capacity is 4"),
+        (lambda c: c.begin([1]), "1 sequences come; the cache is for 2"),
+        (lambda c: c.truncate([0, 1]), "sequence 1 has 0 tokens; it cannot be cut to 1"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=f"KeyValueCache: {message}"):
+        call(KeyValueCache(CONFIG, 2, 4))
+
+
+def test_a_pass_that_does_not_fit_leaves_the_cache_as_it_was():
+    model = Decoder(CONFIG).eval()
+    cache = model.make_cache(3, 10)
+    with pytest.raises(ValueError, match="16 come; capacity is 10"):
+        model(tokens(), cache=cache)
+    assert cache.lengths == [0, 0, 0]
