@@ -4,8 +4,8 @@ Three forms are known by their names:
 
 * ``"experts"``: a tensor for each projection of each expert, as Hunyuan-Large (A52B) and Hunyuan-A13B are published;
 * ``"packed"``: the experts of a layer in two tensors, as transformers' ``hunyuan_v1_moe`` holds them;
-* ``"fp8"`` (read only): as ``"experts"``, linear layers in e4m3 with scalars ``weight_scale`` and ``input_scale``; gates,
-  embedding and head are not quantized. Weights are dequantized into bf16; input scales are not used.
+* ``"fp8"`` (read only): as ``"experts"``, linear layers in e4m3 with scalars ``weight_scale`` and ``input_scale``;
+  gates, embedding and head are not quantized. Weights are dequantized into bf16; input scales are not used.
 """
 
 import json
@@ -98,7 +98,7 @@ def config_to_json(config: Config) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "rope_scaling": None
         if config.rope_alpha == 1
-        else {"type": "dynamic", "alpha": config.rope_alpha, "factor": 1},
+        else {"type": "dynamic", "alpha": config.rope_alpha, "factor": 1.0},
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.tie_embeddings,
         "attention_dropout": config.attention_dropout,

@@ -1,0 +1,111 @@
+"""Logits against a plain forward pass (Hunyuan-Large's form) and against transformers (Hunyuan-A13B's form)."""
+
+import pytest
+import torch
+
+from hunyuan_kernels.model import checkpoint, generate
+from python_tests.model.plain_forward import forward
+from python_tests.model.test_decoder import make, tokens
+
+
+def randomize_gains(model):
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.uniform_(parameter, 0.5, 2.0)
+    return model.eval()
+
+
+def published(model):
+    """The weights by their published names, in fp64."""
+    pieces = checkpoint.pieces(model.config, "experts").items()
+    return {name: model.get_parameter(p.parameter).detach()[p.part].double() for name, p in pieces}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("top_k", "share"), [(1, 2), (1, 1), (3, 2)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_plain_forward(top_k, share, tied):
+    model = make(top_k=top_k, cla_share_factor=share, tie_embeddings=tied, overflow="drop", rope_alpha=50.0)
+    x = tokens(batch=2)
+    got = randomize_gains(model)(x).logits
+    cache = model.make_cache(2, 16)
+    cached = torch.cat([model(part, cache=cache).logits for part in x.split([6, *[1] * 10], 1)], 1)
+    for row in range(2):
+        want = forward(
+            published(model), x[row], layers=4, heads=4, groups=2, top_k=top_k, share=share, alpha=50.0
+        ).float()
+        torch.testing.assert_close(got[row], want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(cached[row], want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+    config = transformers.HunYuanMoEV1Config(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=8,
+        moe_topk=3,
+        tie_word_embeddings=True,
+        max_position_embeddings=64,
+        rope_parameters={"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 1e4},
+        initializer_range=0.3,  # logits that differ, and experts that matter
+    )
+    torch.manual_seed(0)
+    model = randomize_gains(transformers.HunYuanMoEV1ForCausalLM(config))
+    folder = tmp_path_factory.mktemp("transformers")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@torch.no_grad()
+def test_transformers_prefill_and_cached_decode(theirs):
+    model, folder = theirs
+    ours, x = checkpoint.load(folder), tokens(batch=2, length=24)
+    assert (ours.config.top_k, ours.config.rope_alpha, ours.config.cla_share_factor) == (3, 50.0, 1)
+    want = model(x).logits
+    torch.testing.assert_close(ours(x).logits, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+    cache, past = ours.make_cache(2, 24), None
+    for part in x.split([20, 1, 1, 2], 1):
+        out = model(part, past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        got = ours(part, cache=cache).logits
+        torch.testing.assert_close(got, out.logits, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+
+
+def test_transformers_generates_the_same(theirs):
+    model, folder = theirs
+    prompt = tokens(batch=1, length=9)
+    want = model.generate(prompt, max_new_tokens=15, do_sample=False, eos_token_id=None, pad_token_id=0)
+    got = generate(checkpoint.load(folder), prompt.tolist(), 15, draft=4)
+    assert got.tokens[0] == want[0, 9:].tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", checkpoint.FORMS)
+def test_transformers_reads_what_is_written(theirs, tmp_path, form):
+    transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+    _, folder = theirs
+    ours, x = checkpoint.load(folder), tokens(batch=2)
+    checkpoint.save(ours, tmp_path, form)
+    back = transformers.HunYuanMoEV1ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    want = ours(x).logits
+    torch.testing.assert_close(back(x).logits, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+
+
+@torch.no_grad()
+def test_transformers_in_bf16(theirs):
+    """In the median over the tokens about as far from the exact logits as transformers in bf16 is."""
+    model, folder = theirs
+    x = tokens(batch=4)
+    exact = model(x).logits
+    ours = checkpoint.load(folder, dtype=torch.bfloat16)(x).logits.float()
+    other = type(model).from_pretrained(folder, dtype=torch.bfloat16)(x).logits.float()
+    errors = [(got - exact).norm(dim=-1) / exact.norm(dim=-1) for got in (ours, other)]
+    assert float(errors[0].median()) <= 2 * float(errors[1].median())
+    assert float(errors[1].median()) > 0
