@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import hunyuan_kernels as hk
 from hunyuan_kernels.model.attention import Append, Attention, Positions, causal_mask
@@ -60,6 +61,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Parameter(torch.empty(config.vocabulary_size, config.hidden_size))
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        #: While training: layers keep their inputs alone, and compute the rest again for the backward pass.
+        self.gradient_checkpointing = False
         self.lm_head = None if config.tie_embeddings else nn.Parameter(torch.empty_like(self.embed_tokens))
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
@@ -110,7 +113,11 @@ class Decoder(nn.Module):
             shared = None if self.config.owns_key_value(i) else key_value
             append = None if cache is None else partial(cache.append, i)
             layer_seed = None if seed is None else seed * self.config.num_layers + i
-            x, key_value, balance_loss, routing = layer(x, positions, shared, append, layer_seed)
+            arguments = (x, positions, shared, append, layer_seed)
+            if self.gradient_checkpointing and self.training:
+                x, key_value, balance_loss, routing = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x, key_value, balance_loss, routing = layer(*arguments)
             balance_losses.append(balance_loss)
             routings.append(routing)
         if cache is not None:

@@ -40,13 +40,39 @@ def parameter_groups(
     ]
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up over the first 5% of the steps, then a cosine down to a tenth."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+def expert_learning_rate_ratio(batch: float, noise_batch: float, num_experts: int) -> float:
+    r"""The learning rate for a batch spread over ``num_experts``, relative to that for the whole batch.
+
+    .. math:: \epsilon(B) = 2 \epsilon_{max} \,/\, (\sqrt{B_{noise}/B} + \sqrt{B/B_{noise}}), \qquad
+        \epsilon(B/n) \,/\, \epsilon(B)
+
+    Equation 1 of the Hunyuan-Large report (arXiv 2411.02265). For :math:`B \ll B_{noise}` it is :math:`n^{-1/2}`, a
+    quarter for 16 experts. The 0.31 that the report uses is :data:`EXPERT_LEARNING_RATE_RATIO`; it does not state a
+    batch for which the equation gives that number.
+    """
+
+    def relative(b: float) -> float:
+        return 2 / (math.sqrt(noise_batch / b) + math.sqrt(b / noise_batch))
+
+    return relative(batch / num_experts) / relative(batch)
+
+
+def learning_rate_factor(
+    step: int, steps: int, *, warmup: float = 0.05, anneal: float = 0.05, decayed: float = 0.15, final: float = 0.1
+) -> float:
+    """Linear warm-up, a cosine down to ``decayed``, and at the end a linear annealing to ``final``.
+
+    ``warmup`` and ``anneal`` are shares of the steps. A tenth of the peak at the end of the last 5% is what the
+    Hunyuan-Large report states; it does not state where the decay ends.
+    """
+    warm = max(1, int(warmup * steps))
+    last = int(anneal * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if last and step >= steps - last:
+        return decayed + (final - decayed) * min(1.0, (step - (steps - last) + 1) / last)
+    progress = (step - warm) / max(1, steps - last - warm)
+    return decayed + (1 - decayed) / 2 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from hunyuan_kernels.model import Decoder
-from hunyuan_kernels.model.train import learning_rate_factor, parameter_groups, train
+from hunyuan_kernels.model.train import (
+    EXPERT_LEARNING_RATE_RATIO,
+    expert_learning_rate_ratio,
+    learning_rate_factor,
+    parameter_groups,
+    train,
+)
 from python_tests.model.test_decoder import CONFIG, make
 
 
@@ -28,8 +34,34 @@ def test_learning_rate():
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[5] == 1.0
     assert all(a > b for a, b in itertools.pairwise(factors[5:]))
-    assert 0.1 < factors[-1] < 0.11
+    assert 0.15 < factors[94] < 0.152
+    assert factors[95:] == pytest.approx([0.14, 0.13, 0.12, 0.11, 0.10])
     assert learning_rate_factor(0, 1) == 1.0
+
+
+def test_expert_learning_rate():
+    assert expert_learning_rate_ratio(1.0, 1e9, 16) == pytest.approx(0.25)
+    assert expert_learning_rate_ratio(61.5, 1.0, 16) == pytest.approx(1 / 0.31, rel=1e-2)
+    assert expert_learning_rate_ratio(4.0, 1.0, 16) == pytest.approx(1.0)  # as far below the noise batch as above
+    assert EXPERT_LEARNING_RATE_RATIO == 0.31
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_gradient_checkpointing_changes_no_gradient(seed):
+    batch = torch.arange(48).view(3, 16) % 40
+    grads, kept = [], []
+    for checkpointing in (False, True):
+        model = make(hidden_dropout=0.1).train()
+        model.gradient_checkpointing = checkpointing
+        sizes = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):
+            out = model(batch, seed=seed)
+        (out.logits.square().mean() + out.balance_loss).backward()
+        grads.append([p.grad for p in model.parameters()])
+        kept.append(sum(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    assert kept[1] < kept[0] / 4
 
 
 def cycle(length=17):
