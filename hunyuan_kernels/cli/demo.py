@@ -14,6 +14,7 @@ from hunyuan_kernels.cli.bench import op_report
 from hunyuan_kernels.cli.common import console
 from hunyuan_kernels.demo.corpus import standard_library
 from hunyuan_kernels.demo.experiment import Check, Results, Settings, run_experiment
+from hunyuan_kernels.demo.generation import use
 from hunyuan_kernels.model import Config
 from hunyuan_kernels.model.train import Step
 
@@ -88,7 +89,9 @@ def demo(
     )
     results = _experiment(settings)
     console.print(report.training_table(results))
-    checks = [*results.checks, _ops_agree()]
+    used, speeds = use(results.runs[-1].model, results.windows)
+    console.print(report.speed_table(speeds))
+    checks = [*results.checks, *used, _ops_agree()]
     console.print(report.check_table(checks))
     console.print(f"written: {', '.join(map(str, report.write(results, checks, out)))}")
     failed = [check for check in checks if not check.passed]

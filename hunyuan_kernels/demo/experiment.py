@@ -160,6 +160,8 @@ class Results:
     bigram: float
     runs: list[Run]
     quantized: list[Quantized]
+    #: Held-out text, ``[count, length + 1]``.
+    windows: Tensor
 
     @property
     def checks(self) -> list[Check]:
@@ -172,4 +174,4 @@ def run_experiment(corpus: Corpus, settings: Settings, progress: Progress) -> Re
     windows = even_windows(corpus.held_out, settings.held_out_windows, settings.length)
     runs = [train_one(corpus, windows, settings, overflow, progress) for overflow in OVERFLOWS]
     bigram = bigram_bits_per_byte(corpus.training, windows)
-    return Results(settings, bigram, runs, quantize(runs[-1], windows))
+    return Results(settings, bigram, runs, quantize(runs[-1], windows), windows)

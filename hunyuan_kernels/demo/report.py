@@ -18,6 +18,7 @@ from torch import Tensor
 from hunyuan_kernels._ops import ops
 from hunyuan_kernels._version import __version__
 from hunyuan_kernels.demo.experiment import BIGRAM_MARGIN, Check, Results, Run
+from hunyuan_kernels.demo.generation import Speed
 
 COLOURS = {"drop": "#D55E00", "recycle": "#0072B2"}  # told apart with any colour vision
 LABELS = {"drop": "overflow dropped", "recycle": "overflow recycled"}
@@ -71,6 +72,14 @@ def training_table(results: Results) -> Table:
     summaries = [summary(run) for run in results.runs]
     for label, key, form in rows:
         table.add_row(label, *(format(values[key], form) for values in summaries))
+    return table
+
+
+def speed_table(speeds: list[Speed]) -> Table:
+    """What generating took."""
+    table = Table("generation, greedy", "tokens/s", "tokens per step of a text", title="Generation")
+    for speed in speeds:
+        table.add_row(speed.name, f"{speed.tokens_per_second:.0f}", f"{speed.tokens_per_step:.2f}")
     return table
 
 
