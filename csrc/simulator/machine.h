@@ -40,7 +40,10 @@ struct MBarrier {
   uint64_t phase = 0;
   const class Warp* init_warp = nullptr;  // who initialized it, and how often that lane had fenced before
   uint32_t init_lane = 0, init_fence = 0;
-  VectorClock arrivals, completed;  // race detection
+  // Race detection; of the initialization: number of the warp within the launch, its time, line.
+  uint32_t init_id = 0, init_clock = 0, init_line = 0;
+  uint32_t fence_id = 0, fence_clock = 0;  // the fence after it, see WarpClocks::init_id
+  VectorClock arrivals, completed;
 };
 
 struct NamedBarrier {
@@ -132,7 +135,8 @@ class Warp {
   // Pending wgmma work (see wgmma.cpp).
   std::deque<std::unique_ptr<WgmmaOp>> wgmma_queue;
   uint32_t wgmma_open_group = 0;
-  VectorClock wgmma_commits;  // race detection; of a warpgroup, kept by its first warp
+  // Race detection: number of the warpgroup among the warps of the launch, kept by its first warp; 0: none yet.
+  uint32_t warpgroup_clock = 0;
   uint32_t wgmma_unfinished = 0;
   std::vector<WgmmaRegister> wgmma_registers;  // by register row; empty until the first is touched
   uint32_t wgmma_fences = 0;
@@ -315,6 +319,7 @@ class Launch {
   std::unique_ptr<Overlap> overlap;  // null: the launch runs alone
   bool predecessor_pending = false;  // Options::assume_predecessor: that launch is not complete
   Launch* prerequisite = nullptr;    // what griddepcontrol.wait waits for
+  bool waited = false;               // for its prerequisite: then it cannot be complete before that
   bool complete = false;             // to the launches that wait for it
   uint64_t released_blocks = 0;      // executed griddepcontrol.launch_dependents, or exited
   bool released() const { return released_blocks == uint64_t(grid[0]) * grid[1] * grid[2]; }

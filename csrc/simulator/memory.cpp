@@ -168,22 +168,22 @@ uint8_t* shared_pointer(Warp& warp, const Instr& instr, int lane, uint64_t addre
       warp.fail(instr, lane,
                 format("read of uninitialized shared memory at 0x%x (block rank %u)",
                        (uint32_t)((const uint8_t*)hole - s.initialized.data()), owner.rank));
-  if (options.check_races) {
-    race_access(warp, instr, lane, owner, offset, bytes, write);
-    race_remote(warp, instr, lane, owner);
-  }
   const uint32_t tile = offset / SharedMemory::kTileGranule;
   if (options.check_async_hazards && s.async_writers[tile])
     warp.fail(instr, lane,
               format("shared address 0x%x is %s while an asynchronous copy into it is in flight", offset,
                      write ? "written" : "read"));
+  if (write && options.check_async_hazards && s.async_readers[tile])
+    warp.fail(instr, lane,
+              format("shared address 0x%x is overwritten while an unfinished asynchronous operation (wgmma or bulk "
+                     "store) may still read it",
+                     offset));
+  if (options.check_races) {
+    race_access(warp, instr, lane, owner, offset, bytes, write);
+    race_remote(warp, instr, lane, owner);
+  }
   warp.shared_marks = &s.initialized[offset];
   if (write) {
-    if (options.check_async_hazards && s.async_readers[tile])
-      warp.fail(instr, lane,
-                format("shared address 0x%x is overwritten while an unfinished asynchronous operation (wgmma or bulk "
-                       "store) may still read it",
-                       offset));
     memset(&s.initialized[offset], 1, bytes);
     if (s.mbarrier_mark[offset / 8]) {
       s.mbarrier_mark[offset / 8] = 0;
@@ -322,9 +322,8 @@ void async_write(Cta& owner, uint32_t offset, const uint8_t* data, uint32_t byte
 }
 
 void check_async_overwrite(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t offset, uint32_t bytes) {
-  race_async_write(warp, instr, lane, owner, offset, bytes);
-  if (!warp.launch->options.check_async_hazards || !bytes) return;
-  for (uint32_t t = offset / 16; t <= (offset + bytes - 1) / 16; ++t) {
+  if (!bytes) return;
+  for (uint32_t t = offset / 16; t <= (offset + bytes - 1) / 16 && warp.launch->options.check_async_hazards; ++t) {
     if (owner.shared.async_readers[t])
       warp.fail(instr, lane,
                 format("asynchronous copy overwrites shared address 0x%x (block rank %u) while an unfinished wgmma or "
@@ -335,6 +334,7 @@ void check_async_overwrite(Warp& warp, const Instr& instr, int lane, Cta& owner,
           instr, lane,
           format("two asynchronous copies into shared address 0x%x (block rank %u) are in flight", t * 16, owner.rank));
   }
+  race_async_write(warp, instr, lane, owner, offset, bytes);
 }
 
 void count_access(Warp& warp, Space space, bool store, const uint64_t* addresses, uint32_t count, uint32_t bytes) {

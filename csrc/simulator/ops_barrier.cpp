@@ -17,6 +17,13 @@ MBarrierRef mbarrier_at(Warp& warp, const Instr& instr, int lane, uint64_t addre
               format("no initialized mbarrier at shared address 0x%x of block rank %u (never initialized, invalidated, "
                      "or overwritten)",
                      offset, owner.rank));
+  const MBarrier& b = it->second;
+  if (warp.launch->options.check_races && !race_ordered(warp, b.init_id, b.init_clock) &&
+      !race_ordered(warp, b.fence_id, b.fence_clock))
+    warp.fail(instr, lane,
+              format("mbarrier 0x%x of block rank %u: its initialization at PTX line %u by %s is not ordered before "
+                     "this use",
+                     offset, owner.rank, b.init_line, warp.launch->warp_names[b.init_id].c_str()));
   return {&it->second, &owner, offset};
 }
 
@@ -198,6 +205,12 @@ ExecStatus exec_mbarrier_init(Warp& warp, const Instr& instr, uint32_t mask) {
     b.init_warp = &warp;
     b.init_lane = lane;
     b.init_fence = warp.init_fence_epoch[lane];
+    b.init_id = warp.clocks.id;
+    b.init_clock = warp.clocks.time;
+    b.init_line = instr.line;
+    race_init(warp);
+    b.fence_id = warp.clocks.init_id;
+    b.fence_clock = warp.clocks.init_fences + 1;
     owner.shared.mbarriers[offset] = b;
     owner.shared.mbarrier_mark[offset / 8] = 1;
     owner.shared.generic_writer[offset / 4] = {};
@@ -346,6 +359,7 @@ ExecStatus exec_proxy_fence(Warp& warp, const Instr&, uint32_t mask) {
 ExecStatus exec_init_fence(Warp& warp, const Instr&, uint32_t mask) {
   ++warp.launch->counters.fences;
   for (int lane : Lanes(mask)) ++warp.init_fence_epoch[lane];
+  race_init_fence(warp);
   return ExecStatus::Next;
 }
 

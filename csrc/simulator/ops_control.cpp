@@ -121,7 +121,9 @@ ExecStatus exec_nothing(Warp&, const Instr&, uint32_t) { return ExecStatus::Next
 ExecStatus exec_wait_for_prerequisite(Warp& warp, const Instr&, uint32_t) {
   const Launch* before = warp.launch->prerequisite;
   if (warp.launch->predecessor_pending) return ExecStatus::Blocked;
-  return before && !before->complete ? ExecStatus::Blocked : ExecStatus::Next;
+  if (before && !before->complete) return ExecStatus::Blocked;
+  warp.launch->waited = true;
+  return ExecStatus::Next;
 }
 ExecStatus exec_launch_dependents(Warp& warp, const Instr&, uint32_t) {
   warp.launch->release_block(*warp.cta);

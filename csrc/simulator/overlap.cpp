@@ -14,12 +14,26 @@ std::string describe(const Launch& launch, const Footprint::Access& a) {
 
 [[noreturn]] void report(const Launch& early, const Footprint::Access& access, const Launch& first,
                          const Footprint::Access& other, uint64_t address, bool early_writes, bool first_writes) {
-  throw SimError(
-      format("%s of global address 0x%llx (%s) before griddepcontrol.wait: the launch overlaps the one "
-             "before, which %s it\n  at %s\n  %s by %s",
-             early_writes ? "write" : "read", static_cast<unsigned long long>(address),
-             early.allocations.describe(address).c_str(), first_writes ? "writes" : "reads",
-             describe(early, access).c_str(), first_writes ? "written" : "read", describe(first, other).c_str()));
+  const Launch* between = early.prerequisite;
+  const std::string when =
+      between != &first && between->complete && !between->waited
+          ? format(
+                "while an earlier launch may not be complete (griddepcontrol.wait waits for '%s', which did not wait)",
+                between->program.kernel_name.c_str())
+          : std::string("before griddepcontrol.wait: the launch overlaps the one before");
+  throw SimError(format("%s of global address 0x%llx (%s) %s, which %s it\n  at %s\n  %s by %s",
+                        early_writes ? "write" : "read", static_cast<unsigned long long>(address),
+                        early.allocations.describe(address).c_str(), when.c_str(), first_writes ? "writes" : "reads",
+                        describe(early, access).c_str(), first_writes ? "written" : "read",
+                        describe(first, other).c_str()));
+}
+
+// Whether an earlier launch is complete to one that has waited. griddepcontrol.wait waits for the launch before; that
+// one is not complete before its own predecessor if it waits as well, but may be if it does not.
+bool complete_to(const Launch& launch, const Launch& first) {
+  for (const Launch* l = launch.prerequisite; l && l->complete; l = l->waited ? l->prerequisite : nullptr)
+    if (l == &first) return true;
+  return false;
 }
 
 }  // namespace
@@ -28,7 +42,7 @@ void overlap_access(Warp& warp, const Instr& instr, int lane, uint64_t address, 
   Launch& launch = *warp.launch;
   Overlap& overlap = *launch.overlap;
   bool pending = !overlap.later.empty();
-  for (const Launch* first : overlap.earlier) pending |= !first->complete;
+  for (const Launch* first : overlap.earlier) pending |= !complete_to(launch, *first);
   if (!pending) return;
   const Cta& cta = *warp.cta;
   Footprint::Access now;
@@ -44,7 +58,7 @@ void overlap_access(Warp& warp, const Instr& instr, int lane, uint64_t address, 
       if (write && (other->read.mask & now.mask)) raise(other->read, false);
     };
     for (const Launch* first : overlap.earlier)
-      if (!first->complete)
+      if (!complete_to(launch, *first))
         meets(first->overlap->accesses.find(g), [&](const Footprint::Access& other, bool other_writes) {
           report(launch, now, *first, other, g * 4, write, other_writes);
         });

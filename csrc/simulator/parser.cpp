@@ -39,7 +39,10 @@ class Parser {
     return false;
   }
   [[noreturn]] void fail(const std::string& what) const {
-    throw SimError(format("PTX line %u: %s near '%s'", peek().line, what.c_str(), std::string(peek().text).c_str()));
+    std::string near;  // the text is of bytes, a message of characters
+    for (const unsigned char c : peek().text)
+      near += c < 0x80 ? std::string(1, static_cast<char>(c)) : format("\\x%02x", c);
+    throw SimError(format("PTX line %u: %s near '%s'", peek().line, what.c_str(), near.c_str()));
   }
   void expect(std::string_view text) {
     if (!accept(text)) fail("expected '" + std::string(text) + "'");

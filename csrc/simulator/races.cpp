@@ -8,11 +8,6 @@ namespace {
 
 constexpr size_t kMaxOtherAccesses = 64;  // per granule; beyond it the oldest are forgotten
 
-// Whether an access by another warp at its time `clock` is known to lie before what this warp does now.
-bool before(const Warp& warp, uint32_t other, uint32_t clock) {
-  return other == warp.clocks.id || warp.clocks.now.of(other) >= clock;
-}
-
 void tick(Warp& warp) { warp.clocks.now.raise(warp.clocks.id, ++warp.clocks.time); }
 
 [[noreturn]] void report(Warp& warp, const Instr& instr, int lane, const std::string& address, bool write,
@@ -28,7 +23,7 @@ template <typename Name>
 void record(Warp& warp, const Instr& instr, int lane, RaceInfo& r, const RecordedAccess& now, const Name& name) {
   auto conflicts = [&](const RecordedAccess& earlier) {
     return earlier.warp && (earlier.mask & now.mask) && (earlier.write || now.write) &&
-           !(earlier.strong && now.strong) && !before(warp, earlier.warp - 1, earlier.clock);
+           !(earlier.strong && now.strong) && !race_ordered(warp, earlier.warp - 1, earlier.clock);
   };
   auto covered = [&](const RecordedAccess& earlier) { return !(earlier.mask & ~now.mask); };
   auto same = [&](const RecordedAccess& earlier) { return earlier.warp == now.warp && earlier.strong == now.strong; };
@@ -52,15 +47,24 @@ void record(Warp& warp, const Instr& instr, int lane, RaceInfo& r, const Recorde
   if (now.write && !now.strong && covered(r.read)) r.read = {};
 }
 
-template <typename Find, typename Name>
-void record_range(Warp& warp, const Instr& instr, int lane, uint64_t begin, uint64_t bytes, bool write,
-                  const Find& find, const Name& name) {
+RecordedAccess access_now(const Warp& warp, const Instr& instr, bool write) {
   RecordedAccess now;
   now.warp = warp.clocks.id + 1;
   now.clock = warp.clocks.time;
   now.line = instr.line;
   now.write = write;
   now.strong = instr.strong;
+  return now;
+}
+
+std::string shared_name(const Cta& owner, uint64_t offset) {
+  return format("shared address 0x%x (block rank %u)", static_cast<uint32_t>(offset), owner.rank);
+}
+
+template <typename Find, typename Name>
+void record_range(Warp& warp, const Instr& instr, int lane, uint64_t begin, uint64_t bytes, bool write,
+                  const Find& find, const Name& name) {
+  RecordedAccess now = access_now(warp, instr, write);
   for (uint64_t g = begin / 4; g <= (begin + bytes - 1) / 4; ++g) {
     now.mask = granule_mask(g, begin, bytes);
     RaceInfo& r = find(g);
@@ -95,6 +99,10 @@ void synchronize(Warp& warp, const Instr& instr, StrongLocation& at, bool read, 
 }
 
 }  // namespace
+
+bool race_ordered(const Warp& warp, uint32_t other, uint32_t clock) {
+  return other == warp.clocks.id || warp.clocks.now.of(other) >= clock;
+}
 
 void VectorClock::raise(uint32_t warp, uint32_t time) {
   auto it = std::lower_bound(times_.begin(), times_.end(), std::make_pair(warp, 0u));
@@ -131,6 +139,7 @@ void race_release(Warp& warp, VectorClock& object, bool relaxed) {
   if (!warp.launch->options.check_races) return;
   if (relaxed) {
     object.join(warp.clocks.fenced_block);
+    if (warp.clocks.init_id) object.raise(warp.clocks.init_id, warp.clocks.init_fences);
     return;
   }
   object.join(warp.clocks.now);
@@ -151,6 +160,18 @@ void race_fence(Warp& warp, bool device_scope) {
   tick(warp);
 }
 
+void race_init(Warp& warp) {
+  Launch& launch = *warp.launch;
+  if (!launch.options.check_races || warp.clocks.init_id) return;
+  warp.clocks.init_id = static_cast<uint32_t>(launch.warp_names.size());
+  launch.warp_names.push_back("");
+}
+
+void race_init_fence(Warp& warp) {
+  WarpClocks& c = warp.clocks;
+  if (c.init_id) c.now.raise(c.init_id, ++c.init_fences);
+}
+
 void race_access(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t offset, uint32_t bytes, bool write) {
   Launch& launch = *warp.launch;
   if (instr.strong)
@@ -158,9 +179,31 @@ void race_access(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t 
                 !write || instr.cls == InstrClass::Atomic, write);
   record_range(
       warp, instr, lane, offset, bytes, write, [&](uint64_t g) -> RaceInfo& { return owner.shared.race[g]; },
-      [&](uint64_t at) {
-        return format("shared address 0x%x (block rank %u)", static_cast<uint32_t>(at), owner.rank);
-      });
+      [&](uint64_t at) { return shared_name(owner, at); });
+}
+
+void race_wgmma_read(Warp& warp, const Instr& instr, uint32_t offset, uint32_t bytes) {
+  Launch& launch = *warp.launch;
+  if (!launch.options.check_races) return;
+  Cta& cta = *warp.cta;
+  uint32_t& id = cta.warps[warp.index / 4 * 4].warpgroup_clock;
+  if (!id) {
+    id = static_cast<uint32_t>(launch.warp_names.size());
+    launch.warp_names.push_back(format("wgmma of block (%u,%u,%u) warps %u to %u, not waited for", cta.id[0], cta.id[1],
+                                       cta.id[2], warp.index / 4 * 4, warp.index / 4 * 4 + 3));
+  }
+  RecordedAccess now = access_now(warp, instr, false);
+  now.warp = id + 1;
+  now.clock = warp.wgmma_open_group + 1;
+  for (uint64_t g = offset / 4; g <= (offset + bytes - 1) / 4; ++g) {
+    now.mask = granule_mask(g, offset, bytes);
+    record(warp, instr, -1, cta.shared.race[g], now, [&] { return shared_name(cta, g * 4); });
+  }
+}
+
+void race_wgmma_wait(Warp& warp, uint32_t groups) {
+  const uint32_t id = warp.cta->warps[warp.index / 4 * 4].warpgroup_clock;
+  if (id) warp.clocks.now.raise(id, groups);
 }
 
 void race_global(Warp& warp, const Instr& instr, int lane, uint64_t address, uint64_t bytes, bool write) {

@@ -61,8 +61,11 @@ struct WarpClocks {
   VectorClock now;
   VectorClock fenced_device, fenced_block;  // history at the last fence of that scope: what a relaxed write hands on
   VectorClock observed_device, observed_block;  // read by relaxed reads: what the next fence of that scope takes over
-  uint32_t id = 0;                              // number of the warp within the launch
-  uint32_t time = 1;                            // own entry of `now`
+  // What fence.mbarrier_init publishes, to relaxed arrivals on the cluster's barrier too: an entry of its own in the
+  // clocks, made at the first initialization, whose time counts the fences.
+  uint32_t init_id = 0, init_fences = 0;
+  uint32_t id = 0;    // number of the warp within the launch
+  uint32_t time = 1;  // own entry of `now`
 };
 
 // A remote access to a block's shared memory, which the block has to outlive.
@@ -79,6 +82,14 @@ void race_start(Warp& warp);
 void race_release(Warp& warp, VectorClock& object, bool relaxed = false);
 void race_acquire(Warp& warp, const VectorClock& object);
 void race_fence(Warp& warp, bool device_scope);
+void race_init(Warp& warp);
+void race_init_fence(Warp& warp);
+// A wgmma reads shared memory until a warp of its warpgroup has waited for its group: the warpgroup has an entry of its
+// own in the clocks, whose time counts the groups that were waited for.
+void race_wgmma_read(Warp& warp, const Instr& instr, uint32_t offset, uint32_t bytes);
+void race_wgmma_wait(Warp& warp, uint32_t groups);
+// Whether what a warp did at its time `clock` is known to lie before what this warp does now.
+bool race_ordered(const Warp& warp, uint32_t other, uint32_t clock);
 // Checks and records an access.
 void race_access(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t offset, uint32_t bytes, bool write);
 void race_global(Warp& warp, const Instr& instr, int lane, uint64_t address, uint64_t bytes, bool write);

@@ -222,7 +222,7 @@ ExecStatus exec_wgmma(Warp& warp, const Instr& instr, uint32_t mask) {
     if (s.has_generic_writes[c >> 10] || s.async_writers[c / 16] || (init[0] & init[1]) != 0x0101010101010101ull)
       check_async_read(warp, instr, -1, *warp.cta, c, 16);
     ++s.async_readers[c / 16];
-    if (warp.launch->options.check_races) race_access(warp, instr, -1, *warp.cta, c, 16, false);
+    race_wgmma_read(warp, instr, c, 16);
   }
   ++warp.wgmma_unfinished;
   auto& counters = warp.launch->counters;
@@ -248,7 +248,6 @@ ExecStatus exec_wgmma_fence(Warp& warp, const Instr&, uint32_t) {
 ExecStatus exec_wgmma_commit(Warp& warp, const Instr&, uint32_t) {
   if (!warp.converged(kFullMask)) return ExecStatus::Blocked;
   ++warp.wgmma_open_group;
-  race_release(warp, warp.cta->warps[warp.index / 4 * 4].wgmma_commits);
   return ExecStatus::Next;
 }
 
@@ -268,7 +267,7 @@ bool warpgroup_reaches(Warp& warp, uint32_t group) {
       finish_reads(other, *op);
     }
   }
-  race_acquire(warp, warp.cta->warps[first].wgmma_commits);
+  race_wgmma_wait(warp, group);
   return true;
 }
 

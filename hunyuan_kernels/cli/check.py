@@ -44,7 +44,7 @@ def check(
 
         raise typer.Exit(mutate_on_simulated_gpu(chosen_specs(names), seeds, bool(names), console))
     if simulate:
-        raise typer.Exit(check_on_simulated_gpu(chosen_specs(names), seeds, console))
+        raise typer.Exit(check_on_simulated_gpu(chosen_specs(names), seeds, bool(names), console))
     table = Table("op", "instruction set", "cases", "largest error, of the bound", "result")
     failures = []
     for spec in chosen_specs(names):

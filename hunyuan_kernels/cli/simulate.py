@@ -26,14 +26,15 @@ def not_simulated(error: MissingKernelError) -> str:
     return f"not simulated: {str(error).split(':')[0]} has no CUDA kernel"
 
 
-def check_on_simulated_gpu(specs: list[OpSpec], seeds: int, console: Console) -> int:
-    """Prints a row per op and setting; returns the exit code: 1 on a difference or a finding, 2 without device code."""
+def check_on_simulated_gpu(specs: list[OpSpec], seeds: int, named: bool, console: Console) -> int:
+    """Prints a row per op and setting; returns the exit code: 1 on a difference or a finding, 2 without device code or
+    when an op that was named has no CUDA kernel."""
     if not has_device_code():
         return 2
     table = Table(
         "op", "setting", "cases", "largest error, of the bound", "bytes read, of the demanded", "written", "result"
     )
-    failures = []
+    failures, without_kernel = [], []
     for spec in specs:
         try:
             for setting in SETTINGS:
@@ -51,7 +52,11 @@ def check_on_simulated_gpu(specs: list[OpSpec], seeds: int, console: Console) ->
                 )
         except MissingKernelError as error:
             table.add_row(spec.name, "", "", "", "", "", not_simulated(error))
+            without_kernel.append(str(error))
     console.print(table)
     for failure in failures:
         print(failure, file=sys.stderr)
-    return 1 if failures else 0
+    if named:
+        for text in without_kernel:
+            print(f"hunyuan-kernels: --simulate: {text}", file=sys.stderr)
+    return 1 if failures else 2 if named and without_kernel else 0

@@ -32,19 +32,6 @@ HARMLESS = (
         "the next launch of the stream begins later; it waits for this one anyway before it touches memory",
     ),
     Harmless(
-        r"grouped_gemm_(rows|swiglu|wgrad).*",
-        r"bar\.sync 0;",
-        1,
-        "in the simulator alone: mbarriers are initialized before the wait for the last launch, which ends there when "
-        "every warp waits; on a GPU there may be no such launch",
-    ),
-    Harmless(
-        r"grouped_gemm_few_rows.*",
-        r"barrier\.cluster\.wait\.acquire\.aligned;",
-        1,
-        "in the simulator alone, as above",
-    ),
-    Harmless(
         r"grouped_gemm_few_rows.*",
         r"bar\.warp\.sync -1;",
         1,

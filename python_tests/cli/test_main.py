@@ -73,6 +73,9 @@ def test_check_on_a_simulated_gpu(monkeypatch):
     for setting in SETTINGS:
         assert setting in result.output
     assert "not simulated: fp8_gemm has no CUDA kernel" in result.output
+    result = run("check", "fp8_gemm", "--simulate")
+    assert result.exit_code == 2
+    assert "--simulate: fp8_gemm: runs on the CPU only" in result.output
     failing = dataclasses.replace(few, compare=lambda *_: [Comparison(False, "made to fail", 1.0, 2.0)])
     monkeypatch.setattr(common, "all_specs", lambda: iter([failing]))
     result = run("check", "--simulate")

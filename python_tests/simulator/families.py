@@ -44,7 +44,7 @@ class Memory(Family):
 
 class Wgmma(Family):
     kernel = "wgmma"
-    block = 128
+    block = 160
 
     def arguments(self):
         return [torch.zeros(128, 4)]
@@ -61,6 +61,17 @@ class Copies(Family):
 
     def want(self):
         return 2 * INTEGERS[:32]
+
+
+class MBarrier(Family):
+    kernel = "mbarrier"
+    block = 64
+
+    def arguments(self):
+        return [zeros(64)]
+
+    def want(self):
+        return INTEGERS[:32].repeat(2) + 100
 
 
 class Cluster(Family):
@@ -124,6 +135,7 @@ FAMILIES = {
     "memory": Memory(),
     "wgmma": Wgmma(),
     "copies": Copies(),
+    "mbarrier": MBarrier(),
     "cluster": Cluster(),
     "barriers": Barriers(),
     "global_race": GlobalRace(),

@@ -28,6 +28,7 @@ def test_the_small_kernel_runs():
         (HEAD + ".visible .entry k() {\n  add.u32 %r1, %r2\n}", r"PTX line 6: expected ';'"),
         (HEAD + ".visible .entry k() {\n  ret;", r"PTX line 5: unexpected end of the text"),
         (HEAD + '.visible .entry k() {\n  "', r"PTX line 5: "),
+        (HEAD + "é", r"PTX line 4: .*near '\\xc3'"),
     ],
 )
 def test_unreadable_text(text, message):

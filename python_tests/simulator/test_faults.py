@@ -38,6 +38,11 @@ FINDINGS = {
         "second_touched": ("accumulator register of an unfinished wgmma is accessed before wgmma.wait", None),
         "a_touched": ("A register of an unfinished wgmma is accessed before wgmma.wait_group", None),
         "tile_overwritten": ("shared address 0x.* is overwritten while an unfinished", None),
+        "released_early": (
+            r"(shared address 0x.* is overwritten while an unfinished|data race on shared address 0x.*: this write is "
+            r"not ordered after the read at PTX line \d+ by wgmma of block \(0,0,0\) warps 0 to 3, not waited for)",
+            None,
+        ),
     },
     "copies": {
         "bytes_never_come": ("deadlock: no warp .*\n.*pending tx bytes 128, waiting for parity 0", (0, 0, None)),
@@ -48,6 +53,13 @@ FINDINGS = {
         "exit_before_read": ("exits before cp.async.bulk.wait_group for a bulk store", (0, 0, 0)),
         "missing_proxy_fence": ("the async proxy reads shared address 0x", (0, 0, 0)),
         "overwritten_before_read": ("is overwritten while an unfinished asynchronous operation", (0, 0, 0)),
+    },
+    "mbarrier": {
+        "used_before_init": (
+            r"(no initialized mbarrier at shared address|its initialization at PTX line \d+ by block \(0,0,0\) warp 0 "
+            r"is not ordered before this use)",
+            (0, 1, 0),
+        )
     },
     "cluster": {"peer_exits": ("access to shared memory of block rank [01], (whose exit|which has already)", None)},
     "barriers": {
@@ -113,6 +125,62 @@ def test_fault_is_named(family, fault, seed):
     if where and where[2] is not None:
         block, warp, lane = where
         assert f"block ({block},0,0), warp {warp}, lane {lane}: " in text
+
+
+def test_initialization_has_to_be_ordered_whatever_the_schedule():
+    module = simulator.Module(planted.source("mbarrier", "used_before_init"))
+    for seed, schedule in itertools.product(range(SEEDS), ("random", "hold_warps", "hold_block", "hold_copies")):
+        with pytest.raises(simulator.SimError, match="initializ"):
+            FAMILIES["mbarrier"].run(device(seed, schedule=schedule), module)
+
+
+CHAIN = """.version 8.0
+.target sm_90a
+.address_size 64
+.visible .entry first(.param .u64 data) {
+  .reg .b64 %rd<2>;
+  griddepcontrol.launch_dependents;
+  ld.param.u64 %rd1, [data];
+  st.global.u32 [%rd1], 7;
+  ret;
+}
+.visible .entry between(.param .u64 other) {
+  .reg .b64 %rd<2>;
+  griddepcontrol.launch_dependents;
+  WAIT
+  ld.param.u64 %rd1, [other];
+  st.global.u32 [%rd1], 8;
+  ret;
+}
+.visible .entry last(.param .u64 data, .param .u64 out) {
+  .reg .b32 %r<2>;
+  .reg .b64 %rd<3>;
+  griddepcontrol.wait;
+  ld.param.u64 %rd1, [data];
+  ld.param.u64 %rd2, [out];
+  ld.global.u32 %r1, [%rd1];
+  st.global.u32 [%rd2], %r1;
+  ret;
+}
+"""
+
+
+@pytest.mark.parametrize("wait", ["griddepcontrol.wait;", ""])
+def test_a_wait_reaches_as_far_back_as_the_launches_between_waited(wait):
+    module = simulator.Module(CHAIN.replace("WAIT", wait))
+    data, other, out = (torch.zeros(1, dtype=torch.int32) for _ in range(3))
+    gpu = device()
+    gpu.enqueue(module, "first", grid=1, block=1, args=[data])
+    for kernel, args in (("between", [other]), ("last", [data, out])):
+        gpu.enqueue(module, kernel, grid=1, block=1, args=args, programmatic_stream_serialization=True)
+    if wait:
+        gpu.synchronize()
+        assert out.item() == 7
+    else:
+        with pytest.raises(
+            simulator.SimError, match=r"may not be complete \(.* 'between', which did not wait\), which writes it"
+        ):
+            gpu.synchronize()
 
 
 @pytest.mark.parametrize(("fault", "schedule"), [("trusts_block", "hold_block"), ("trusts_warp", "hold_warps")])
