@@ -5,8 +5,8 @@
     model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="hunyuan_kernels")
 
 Any model whose experts have transformers' interface: weights ``gate_up_proj [E, 2I, H]`` (gate, then up) and
-``down_proj [E, H, I]``, used in place. Forward, backward, ``generate`` and ``torch.compile``.
-FP8 experts too, inference only.
+``down_proj [E, H, I]``, used in place. Forward, backward, ``generate`` and ``torch.compile``. FP8 experts too, inference
+only.
 """
 
 from typing import Any

@@ -4,26 +4,30 @@ Three forms are known by their names:
 
 * ``"experts"``: a tensor for each projection of each expert, as Hunyuan-Large (A52B) and Hunyuan-A13B are published;
 * ``"packed"``: the experts of a layer in two tensors, as transformers' ``hunyuan_v1_moe`` holds them;
-* ``"fp8"`` (read only): as ``"experts"``, linear layers in e4m3 with scalars ``weight_scale`` and ``input_scale``;
-  gates, embedding and head are not quantized. Weights are dequantized into bf16; input scales are not used.
+* ``"fp8"``: as ``"experts"``, linear layers in e4m3 with scalars ``weight_scale`` and ``input_scale``, as Hunyuan's FP8
+  checkpoints are published; gates, embedding, norms and head are not quantized. Weights are dequantized when they are
+  read; input scales are not used then.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import hunyuan_kernels as hk
 from hunyuan_kernels.model.config import Config
 from hunyuan_kernels.model.decoder import Decoder
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-FORMS = ("experts", "packed")
+FORMS = ("experts", "packed", "fp8")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def pieces(config: Config, form: str) -> dict[str, Piece]:
             found[f"{theirs}.self_attn.{weight}"] = Piece(f"{ours}.attention.{weight}", linear=True)
         found[f"{theirs}.mlp.gate.wg.weight"] = Piece(f"{ours}.moe.gate")
         mlps: list[tuple[str, str, tuple[int, ...]]] = [("shared_mlp", "shared", ())]
-        if form == "packed":
+        if form == "packed":  # of the three the only one with tensors that hold several experts
             found[f"{theirs}.mlp.experts.gate_up_proj"] = Piece(f"{ours}.moe.experts_gate_up")
             found[f"{theirs}.mlp.experts.down_proj"] = Piece(f"{ours}.moe.experts_down")
         else:
@@ -155,36 +159,110 @@ def config_from_json(values: dict[str, Any]) -> Config:
 # ---- out ------------------------------------------------------------------------------------------------------------
 
 
-def save(model: Decoder, folder: str | Path, form: str = "experts", *, shard_bytes: int = 5 * 2**30) -> list[Path]:
+def _scale_names(name: str) -> tuple[str, str]:
+    """Names of the scales of a quantized weight: its own, and its input's."""
+    return f"{name}_scale", f"{name.removesuffix('weight')}input_scale"
+
+
+def _check_input_scales(scales: Mapping[str, float], linear: set[str]) -> None:
+    if unknown := set(scales) - linear:
+        raise ValueError(
+            f"checkpoint: input_scales names {_some(unknown)}; allowed: the linear layers of the form 'fp8'"
+        )
+    for name, scale in scales.items():
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"checkpoint: input_scales[{name!r}] is {scale}; allowed: finite and above 0")
+
+
+def save(
+    model: Decoder,
+    folder: str | Path,
+    form: str = "experts",
+    *,
+    shard_bytes: int = 5 * 2**30,
+    input_scales: Mapping[str, float] | None = None,
+) -> list[Path]:
     """Writes config.json, the weights in files of up to ``shard_bytes``, and their index; returns the paths.
 
+    Files are written beside their place and moved there when all are whole: an error leaves what the folder held.
+    Beside the model, no more than one file is in memory (weights that are not contiguous, quantized weights).
+
+    Args:
+        model: its weights are written in the dtype they have, linear layers of the form ``"fp8"`` in e4m3 with
+            ``weight_scale`` = amax / 448 of that matrix (gate and up are two).
+        input_scales: form ``"fp8"`` alone: by the published name of a linear layer
+            (``model.layers.0.mlp.experts.3.down_proj``) the largest magnitude of its input, from calibration, over 448.
+            Layers without one get 1.0, under which inputs up to 448 are represented, small ones coarsely.
+
     Raises:
-        ValueError: an unknown form.
+        ValueError: an unknown form, or input scales that name no such layer, are not positive, or are for another form.
         ModuleNotFoundError: the ``safetensors`` package is missing.
     """
     from safetensors.torch import save_file
 
+    wanted = pieces(model.config, form)
+    linear = {name.removesuffix(".weight") for name, piece in wanted.items() if piece.linear and form == "fp8"}
+    _check_input_scales(input_scales or {}, linear)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    shards: list[list[tuple[str, Tensor]]] = [[]]
-    for name, piece in pieces(model.config, form).items():
-        tensor = parameters[piece.parameter][piece.part]
-        if shards[-1] and sum(t.nbytes for _, t in shards[-1]) + tensor.nbytes > shard_bytes:
+
+    def stored(name: str) -> dict[str, Tensor]:
+        """A weight as it is written, with its scales. Made for one file at a time."""
+        tensor = parameters[wanted[name].parameter][wanted[name].part]
+        if (layer := name.removesuffix(".weight")) not in linear:
+            return {name: tensor.contiguous()}
+        exact = tensor if tensor.dtype in (torch.bfloat16, torch.float32) else tensor.float()
+        q, scale = hk.quantize_fp8(exact, "tensor")
+        weight_scale, input_scale = _scale_names(name)
+        return {name: q, weight_scale: scale, input_scale: torch.tensor((input_scales or {}).get(layer, 1.0))}
+
+    def size(name: str) -> int:
+        tensor = parameters[wanted[name].parameter][wanted[name].part]
+        return tensor.numel() + 8 if name.removesuffix(".weight") in linear else tensor.nbytes
+
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name in wanted:
+        if shards[-1] and filled + size(name) > shard_bytes:
             shards.append([])
-        shards[-1].append((name, tensor))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+            filled = 0
+        shards[-1].append(name)
+        filled += size(name)
     single = len(shards) == 1
     files = [SINGLE] if single else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    for file, shard in zip(files, shards, strict=True):
-        save_file({name: tensor.contiguous() for name, tensor in shard}, folder / file, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config_to_json(model.config), indent=1) + "\n", encoding="utf-8")
-    if not single:
-        total = sum(tensor.nbytes for shard in shards for _, tensor in shard)
-        where = {name: file for file, shard in zip(files, shards, strict=True) for name, _ in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        files.append(INDEX)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    where = {}
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as name_of_temporary:
+        temporary = Path(name_of_temporary)
+        for file, names in zip(files, shards, strict=True):
+            tensors = {key: tensor for name in names for key, tensor in stored(name).items()}
+            save_file(tensors, temporary / file, metadata={"format": "pt"})
+            where |= dict.fromkeys(tensors, file)
+            del tensors  # before the next ones are made
+        config = config_to_json(model.config)
+        if form == "fp8":
+            config["quantization_config"] = _quantization_config(wanted)
+        _write_json(temporary / "config.json", config)
+        if not single:
+            total = sum(map(size, wanted))
+            _write_json(temporary / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+            files.append(INDEX)
+        # What makes a folder a checkpoint goes first and comes last: a move that fails leaves none, never a mixture.
+        for file in (INDEX, SINGLE):
+            (folder / file).unlink(missing_ok=True)
+        for file in ("config.json", *files):
+            (temporary / file).replace(folder / file)
     return [folder / file for file in ("config.json", *files)]
+
+
+def _quantization_config(wanted: dict[str, Piece]) -> dict[str, Any]:
+    """What readers of the published FP8 form look for in config.json."""
+    gates = [name.removesuffix(".weight") for name in wanted if name.endswith(".gate.wg.weight")]
+    return {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": [*gates, "lm_head"]}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- in -------------------------------------------------------------------------------------------------------------
@@ -224,14 +302,24 @@ def _some(names: set[str]) -> str:
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
-def _open(files: list[Path], stack: ExitStack) -> Iterator[tuple[Path, Any]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A mapped file, its header checked; what was read of it leaves memory at the end."""
     from safetensors import SafetensorError, safe_open
 
-    for path in files:
-        try:
-            yield path, stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"checkpoint: {path} is not a whole safetensors file: {error}") from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint: {path} is not a whole safetensors file: {error}") from None
+
+
+class _Stored(NamedTuple):
+    """What a file's header says of a tensor."""
+
+    path: Path
+    dtype: str
+    shape: list[int]
 
 
 def _check_names(found: dict[str, Any], wanted: set[str]) -> None:
@@ -241,14 +329,14 @@ def _check_names(found: dict[str, Any], wanted: set[str]) -> None:
         raise ValueError(f"checkpoint: tensors that this model has no place for: {_some(extra)}")
 
 
-_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
+_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
 
 
 def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Decoder:
     """The model of a checkpoint, in evaluation mode, its form recognized by the names.
 
     Everything is checked (names, shapes, dtypes, that files are whole) before the model is made. Then tensors are
-    copied one by one out of mapped files: beside the model, no more than one file is in memory.
+    copied one by one out of one mapped file after another: beside the model, no more than one file is in memory.
 
     Args:
         dtype: of the weights; None: that of the stored embedding. Gates keep the dtype in which they are stored.
@@ -260,51 +348,50 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Decoder:
     folder = Path(folder)
     config = config_from_json(_json(folder / "config.json"))
     files, where = _files(folder)
-    with ExitStack() as stack:
-        opened: dict[str, Any] = {}
-        for path, file in _open(files, stack):
+    found: dict[str, _Stored] = {}
+    weight_scales: dict[str, Tensor] = {}
+    for path in files:
+        with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
-                if name in opened:
+                if name in found:
                     raise ValueError(f"checkpoint: {name} is in more than one file, {path.name} is one of them")
                 if where is not None and where.get(name, path.name) != path.name:
                     raise ValueError(f"checkpoint: {name} is in {path.name}; {INDEX} says {where[name]}")
-                opened[name] = file
-        form = "packed" if any(name.endswith(".experts.gate_up_proj") for name in opened) else "experts"
-        wanted = pieces(config, form)
-        scales = set()
-        if any(name.endswith(".weight_scale") for name in opened):
-            scales = {
-                name.removesuffix("weight") + kind
-                for name, piece in wanted.items()
-                if piece.linear
-                for kind in ("weight_scale", "input_scale")
-            }
-        _check_names(opened, set(wanted) | scales)
-        with torch.device("meta"):
-            model = Decoder(config)
-        parameters = dict(model.named_parameters())
-        stored = {}
-        for name in (*wanted, *scales):
-            part = opened[name].get_slice(name)
-            kind, shape = part.get_dtype(), list(part.get_shape())
-            quantized = bool(scales) and name in wanted and wanted[name].linear
-            allowed = ["F8_E4M3"] if quantized else ["BF16", "F32", "F16"]
-            if kind not in allowed:
-                raise ValueError(f"checkpoint: {name} has dtype {kind}; allowed: {', '.join(allowed)}")
-            required = list(parameters[wanted[name].parameter][wanted[name].part].shape) if name in wanted else []
-            if shape != required and not (name in scales and shape == [1]):
-                raise ValueError(f"checkpoint: {name} has shape {shape}; required: {required}")
-            stored[name] = _DTYPES[kind]
-        model.to(dtype or stored["model.embed_tokens.weight"])
-        for i, moe in enumerate(model.moe_layers()):
-            moe.gate.data = moe.gate.data.to(stored[f"model.layers.{i}.mlp.gate.wg.weight"])
-        model.to_empty(device="cpu")
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
+                part = file.get_slice(name)
+                found[name] = _Stored(path, part.get_dtype(), list(part.get_shape()))
+                if name.endswith(".weight_scale") and math.prod(found[name].shape) == 1:
+                    weight_scales[name] = file.get_tensor(name).float().reshape(())  # may be in another file than q
+    form = "packed" if any(name.endswith(".experts.gate_up_proj") for name in found) else "experts"
+    if any(name.endswith(".weight_scale") for name in found):
+        form = "fp8"
+    wanted = pieces(config, form)
+    linear = {name for name, piece in wanted.items() if piece.linear and form == "fp8"}
+    scales = {scale for name in linear for scale in _scale_names(name)}
+    _check_names(found, set(wanted) | scales)
+    with torch.device("meta"):
+        model = Decoder(config)
+    parameters = dict(model.named_parameters())
+    for name in (*wanted, *scales):
+        _, kind, shape = found[name]
+        allowed = ["F8_E4M3"] if name in linear else ["BF16", "F32", "F16"]
+        if kind not in allowed:
+            raise ValueError(f"checkpoint: {name} has dtype {kind}; allowed: {', '.join(allowed)}")
+        required = list(parameters[wanted[name].parameter][wanted[name].part].shape) if name in wanted else []
+        if shape != required and not (name in scales and shape == [1]):
+            raise ValueError(f"checkpoint: {name} has shape {shape}; required: {required}")
+    model.to(dtype or _DTYPES[found["model.embed_tokens.weight"].dtype])
+    for i, moe in enumerate(model.moe_layers()):
+        moe.gate.data = moe.gate.data.to(_DTYPES[found[f"model.layers.{i}.mlp.gate.wg.weight"].dtype])
+    model.to_empty(device="cpu")
+    parameters = dict(model.named_parameters())
+    for path in files:
+        with _opened(path) as file, torch.no_grad():
             for name, piece in wanted.items():
-                tensor = opened[name].get_tensor(name)
-                if stored[name] == torch.float8_e4m3fn:
-                    scale = name.removesuffix("weight") + "weight_scale"
-                    tensor = tensor.float() * opened[scale].get_tensor(scale).float()
+                if found[name].path != path:
+                    continue
+                tensor = file.get_tensor(name)
+                if name in linear:
+                    tensor = tensor.float().mul_(weight_scales[_scale_names(name)[0]])
                 parameters[piece.parameter][piece.part].copy_(tensor)
+                del tensor  # keeps the file mapped
     return model.eval()

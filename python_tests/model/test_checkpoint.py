@@ -1,11 +1,15 @@
 """Checkpoints: the published names, both ways, and what is refused."""
 
 import json
+import sys
+from functools import partial
 
 import pytest
 import torch
 
-from hunyuan_kernels.model import Decoder, checkpoint
+from hunyuan_kernels.model import Config, Decoder, checkpoint
+from hunyuan_kernels.reference.quantize import quantize_fp8
+from hunyuan_kernels.testing.memory import MemoryProbe
 from python_tests.model.test_decoder import CONFIG, make, tokens
 
 safetensors = pytest.importorskip("safetensors.torch", reason="the package safetensors is not installed")
@@ -19,7 +23,7 @@ def saved(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("form", checkpoint.FORMS)
+@pytest.mark.parametrize("form", ["experts", "packed"])
 @pytest.mark.parametrize("shard_bytes", [SMALL_SHARD, 2**30])
 @pytest.mark.parametrize(
     "changes",
@@ -65,28 +69,143 @@ def test_gate_halves_are_not_swapped(saved):
     assert torch.equal(stored, model.layers[1].moe.experts_gate_up[5, 24:])
 
 
-def test_published_fp8(tmp_path):
-    model = make()
-    tensors = {}
-    for name, piece in checkpoint.pieces(CONFIG, "experts").items():
-        tensor = model.get_parameter(piece.parameter).detach()[piece.part].bfloat16()
-        if piece.linear:
-            scale = tensor.abs().max().float() / 448
-            tensors[name.removesuffix("weight") + "weight_scale"] = scale
-            tensors[name.removesuffix("weight") + "input_scale"] = torch.tensor(0.5)
-            tensor = (tensor.float() / scale).to(torch.float8_e4m3fn)
-        tensors[name] = tensor.contiguous()
-    safetensors.save_file(tensors, tmp_path / checkpoint.SINGLE)
-    (tmp_path / "config.json").write_text(json.dumps(checkpoint.config_to_json(CONFIG)))
+def read_all(folder):
+    return {name: t for file in folder.glob("*.safetensors") for name, t in safetensors.load_file(file).items()}
+
+
+LAYER = "model.layers.1.mlp.experts.5"
+
+
+@pytest.mark.parametrize("shard_bytes", [SMALL_SHARD, 2**30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_both_ways(tmp_path, shard_bytes, dtype):
+    model = make().to(dtype)
+    with torch.no_grad():
+        model.layers[1].moe.experts_gate_up[5, 24:] *= 64  # up alone: one scale for both would lose gate's bits
+    checkpoint.save(model, tmp_path, "fp8", shard_bytes=shard_bytes, input_scales={f"{LAYER}.up_proj": 0.25})
+    tensors = read_all(tmp_path)
+    for name, piece in checkpoint.pieces(CONFIG, "fp8").items():
+        want, stored = model.get_parameter(piece.parameter).detach()[piece.part], tensors.pop(name)
+        if not piece.linear:
+            assert stored.dtype == dtype
+            assert torch.equal(stored, want), name
+            continue
+        q, scale = quantize_fp8(want, "tensor")
+        layer = name.removesuffix(".weight")
+        assert torch.equal(stored.view(torch.uint8), q.view(torch.uint8)), name
+        assert torch.equal(tensors.pop(f"{layer}.weight_scale"), scale), name
+        assert tensors.pop(f"{layer}.input_scale") == (0.25 if layer == f"{LAYER}.up_proj" else 1.0), name
+    assert not tensors
+    quantization = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert quantization["activation_scheme"] == "static"
+    assert {"lm_head", "model.layers.3.mlp.gate.wg"} <= set(quantization["ignored_layers"])
+
     got = checkpoint.load(tmp_path)
-    for name, parameter in got.named_parameters():
-        want = model.get_parameter(name)
-        bound = want.abs() * (2**-4 + 2**-7) + want.abs().max() / 448 * 2**-10
-        assert ((parameter - want).abs() <= bound).all(), name
-    del tensors["model.layers.0.self_attn.q_proj.weight_scale"]
-    safetensors.save_file(tensors, tmp_path / checkpoint.SINGLE)
+    for name, piece in checkpoint.pieces(CONFIG, "fp8").items():
+        want, loaded = (m.get_parameter(piece.parameter)[piece.part].float() for m in (model, got))
+        bound = want.abs() * (2**-4 + 2**-7) + want.abs().max() / 448 * 2**-10 if piece.linear else 0
+        assert ((loaded - want).abs() <= bound).all(), name
+    before = read_all(tmp_path)
+    checkpoint.save(got, tmp_path / "again", "fp8")
+    for name, tensor in read_all(tmp_path / "again").items():
+        if tensor.dtype == torch.float8_e4m3fn:
+            assert torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8)), name
+
+
+def test_fp8_without_its_scales(tmp_path):
+    checkpoint.save(make(), tmp_path, "fp8")
+    change(tmp_path, lambda t: t.pop("model.layers.0.self_attn.q_proj.weight_scale"))
     with pytest.raises(ValueError, match=r"missing tensors: model.layers.0.self_attn.q_proj.weight_scale"):
         checkpoint.load(tmp_path)
+    checkpoint.save(make(), tmp_path, "fp8")
+    change(tmp_path, lambda t: t.update({f"{LAYER}.up_proj.weight_scale": torch.ones(2)}))
+    with pytest.raises(ValueError, match=r"up_proj.weight_scale has shape \[2\]; required: \[\]"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("form", "scales", "message"),
+    [
+        ("fp8", {"model.layers.0.mlp.gate.wg": 1.0}, "input_scales names model.layers.0.mlp.gate.wg; allowed: the lin"),
+        ("experts", {f"{LAYER}.up_proj": 1.0}, f"input_scales names {LAYER}.up_proj; allowed: .* of the form 'fp8'"),
+        ("fp8", {f"{LAYER}.up_proj": 0.0}, "is 0.0; allowed: finite and above 0"),
+        ("fp8", {f"{LAYER}.up_proj": float("nan")}, "is nan; allowed: finite and above 0"),
+    ],
+)
+def test_wrong_input_scales(tmp_path, form, scales, message):
+    with pytest.raises(ValueError, match=f"checkpoint: {message}" if "names" in message else message):
+        checkpoint.save(make(), tmp_path, form, input_scales=scales)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_save_leaves_what_was_there(saved, monkeypatch):
+    want, calls, write = read_all(saved), [], safetensors.save_file
+
+    def full_disk(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("no space left")
+        write(*arguments, **options)
+
+    monkeypatch.setattr(safetensors, "save_file", full_disk)
+    files = sorted(saved.iterdir())
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save(make(seed=1), saved, shard_bytes=SMALL_SHARD)
+    assert sorted(saved.iterdir()) == files
+    got = read_all(saved)
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("shard_bytes", [2 * SMALL_SHARD, 2**30])
+def test_the_later_save_counts(saved, shard_bytes):
+    model = make(seed=1)
+    checkpoint.save(model, saved, shard_bytes=shard_bytes)
+    got = checkpoint.load(saved)
+    assert all(torch.equal(p, model.get_parameter(name)) for name, p in got.named_parameters())
+
+
+MIB = 2**20
+SHARD = 12 * MIB
+#: Large enough that a second shard, or all of them, stand out: weights of 92 MiB in bf16, tensors of 2 MiB at most.
+WIDE = Config(
+    vocabulary_size=1024,
+    hidden_size=1024,
+    num_layers=2,
+    num_heads=8,
+    num_key_value_heads=2,
+    head_dim=128,
+    intermediate_size=1024,
+    num_experts=6,
+)
+
+
+def wide():
+    torch.manual_seed(0)
+    return Decoder(WIDE).bfloat16()
+
+
+def saves(folder, form):
+    checkpoint.save(make(), folder / "small", form)  # libraries load with the first call
+    return partial(checkpoint.save, wide(), folder / "wide", form, shard_bytes=SHARD)
+
+
+def loads(folder):
+    checkpoint.load(folder / "small")
+    return partial(checkpoint.load, folder / "wide")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from Linux")
+@pytest.mark.parametrize("form", checkpoint.FORMS)
+def test_peak_memory_is_a_file_above_the_model(tmp_path, form):
+    with MemoryProbe() as probe:
+        saving = probe.peak(partial(saves, tmp_path, form))
+        loading = probe.peak(partial(loads, tmp_path))
+    sizes = [file.stat().st_size for file in (tmp_path / "wide").glob("*.safetensors")]
+    model = sum(parameter.nbytes for parameter in wide().parameters())
+    assert len(sizes) > 3
+    assert saving <= max(sizes) + 4 * MIB
+    assert model - MIB <= loading <= model + max(sizes) + 4 * MIB
 
 
 def first_file(folder):
@@ -159,5 +278,5 @@ def test_pickles_are_not_read(tmp_path):
 
 
 def test_unknown_form(tmp_path):
-    with pytest.raises(ValueError, match="form is 'gguf'; allowed: 'experts', 'packed'"):
+    with pytest.raises(ValueError, match="form is 'gguf'; allowed: 'experts', 'packed', 'fp8'"):
         checkpoint.save(Decoder(CONFIG), tmp_path, "gguf")
