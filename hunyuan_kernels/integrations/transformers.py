@@ -5,8 +5,8 @@
     model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="hunyuan_kernels")
 
 Any model whose experts have transformers' interface: weights ``gate_up_proj [E, 2I, H]`` (gate, then up) and
-``down_proj [E, H, I]``, used in place. Forward, backward, ``generate`` and ``torch.compile``. FP8 experts too, inference
-only.
+``down_proj [E, H, I]``, used in place or laid out once by :func:`prepack`. Forward, backward, ``generate`` and
+``torch.compile``. FP8 experts too, inference only.
 """
 
 from typing import Any
@@ -30,6 +30,40 @@ def register() -> None:
 
     ExpertsInterface.register(NAME, experts_forward)
     FP8ExpertsInterface.register(NAME, fp8_experts_forward)
+
+
+def prepack(model: nn.Module) -> int:
+    """Lays the weights of all experts out for the CPU, once and for good; returns how many layers it changed.
+
+    For inference with few tokens on this implementation. The parameters are replaced (no second copy stays) by packed
+    ones without gradient: such a model cannot be saved, trained, or run on another implementation. Layers that are
+    packed already, and FP8 experts, stay as they are.
+
+    Raises:
+        ValueError: the model has no experts of this interface, uses another implementation, or has intermediate columns
+            that are no multiple of 16.
+        RuntimeError: dtypes or sizes that :func:`hunyuan_kernels.prepack` refuses.
+    """
+    names = ("gate_up_proj", "down_proj")
+    modules: list[Any] = list(model.modules())
+    found = [m for m in modules if hasattr(m, "is_concatenated") and all(hasattr(m, name) for name in names)]
+    if not found:
+        raise ValueError(f"{NAME}: {type(model).__name__} has no experts with {' and '.join(names)}")
+    for experts in found:
+        _check(experts)
+        if (implementation := experts.config._experts_implementation) != NAME:
+            raise ValueError(f"{NAME}: the experts_implementation is {implementation!r}; set {NAME!r} before prepack")
+    plain = [m for m in found if m.gate_up_proj.dim() == 3 and m.gate_up_proj.dtype != torch.float8_e4m3fn]
+    for experts in plain:  # all are checked before the first one changes
+        if experts.gate_up_proj.shape[1] % 32:
+            raise ValueError(
+                f"{NAME}: {type(experts).__name__} has {experts.gate_up_proj.shape[1] // 2} intermediate columns; a "
+                "multiple of 16 is required for prepack"
+            )
+    for experts in plain:
+        for name in names:
+            setattr(experts, name, nn.Parameter(hk.prepack(getattr(experts, name)), requires_grad=False))
+    return len(plain)
 
 
 def _check(experts: Any) -> None:

@@ -169,9 +169,12 @@ def _check_input_scales(scales: Mapping[str, float], linear: set[str]) -> None:
         raise ValueError(
             f"checkpoint: input_scales names {_some(unknown)}; allowed: the linear layers of the form 'fp8'"
         )
+    normal = torch.finfo(torch.float32)
     for name, scale in scales.items():
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"checkpoint: input_scales[{name!r}] is {scale}; allowed: finite and above 0")
+        if not normal.tiny <= scale <= normal.max:  # NaN, too
+            raise ValueError(
+                f"checkpoint: input_scales[{name!r}] is {scale}; allowed: {normal.tiny:.3g} to {normal.max:.3g}"
+            )
 
 
 def save(
@@ -185,7 +188,7 @@ def save(
     """Writes config.json, the weights in files of up to ``shard_bytes``, and their index; returns the paths.
 
     Files are written beside their place and moved there when all are whole: an error leaves what the folder held.
-    Beside the model, no more than one file is in memory (weights that are not contiguous, quantized weights).
+    What has to be made for a file, such as quantized weights, is in memory for one file at a time.
 
     Args:
         model: its weights are written in the dtype they have, linear layers of the form ``"fp8"`` in e4m3 with
@@ -213,7 +216,8 @@ def save(
         exact = tensor if tensor.dtype in (torch.bfloat16, torch.float32) else tensor.float()
         q, scale = hk.quantize_fp8(exact, "tensor")
         weight_scale, input_scale = _scale_names(name)
-        return {name: q, weight_scale: scale, input_scale: torch.tensor((input_scales or {}).get(layer, 1.0))}
+        own = torch.tensor((input_scales or {}).get(layer, 1.0), dtype=torch.float32)
+        return {name: q, weight_scale: scale, input_scale: own}
 
     def size(name: str) -> int:
         tensor = parameters[wanted[name].parameter][wanted[name].part]
@@ -231,7 +235,7 @@ def save(
     files = [SINGLE] if single else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    where = {}
+    where: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as name_of_temporary:
         temporary = Path(name_of_temporary)
         for file, names in zip(files, shards, strict=True):

@@ -117,17 +117,16 @@ class Bench:
         arguments = case.make(0)
         work, dtype = spec.work(arguments), dtype_of(arguments)
         candidates: dict[str, Callable[[], object]] = {spec.name: partial(spec.function, **arguments)}
-        left_out = {}
+        left_out: dict[str, str] = {}
         for name, baseline in spec.baselines.items():
             expected = self._rates.get((spec.name, name), 0.0) * _size(work)
             if expected <= self.patience:
-                candidates[name] = partial(baseline, **arguments)
+                candidates[name] = _keeping_the_reason(partial(baseline, **arguments), name, left_out)
             else:
                 left_out[name] = f"one call would take about {expected:.0f} s"
         probes = make_probes(work, dtype)
         functions = {_PROBE + name: probe.function for name, probe in probes.items()}
         timings = interleave({**candidates, **functions}, seconds=self.seconds, cold=self.cold)
-        left_out |= {name: "not available for this case" for name in candidates if name not in timings}
         baselines = {name: timings[name] for name in spec.baselines if name in timings}
         for name, timing in baselines.items():
             rate = timing.best / _size(work)
@@ -160,3 +159,16 @@ class Bench:
 
 def _size(work: Work) -> float:
     return work.flops or work.bytes
+
+
+def _keeping_the_reason(function: Callable[[], object], name: str, reasons: dict[str, str]) -> Callable[[], object]:
+    """``function``, which notes why it is not implemented for its arguments before it raises that."""
+
+    def call() -> object:
+        try:
+            return function()
+        except NotImplementedError as reason:
+            reasons[name] = str(reason) or "not available for this case"
+            raise
+
+    return call

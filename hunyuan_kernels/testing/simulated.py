@@ -85,7 +85,7 @@ def check_simulated(spec: OpSpec, setting: str, seeds: int, **options: Any) -> S
     ``options`` are further ones of :func:`hunyuan_kernels.simulated_gpu`.
 
     Raises:
-        MissingKernelError: the op, or one that it is composed of, has no CUDA kernel.
+        MissingKernelError: the op, or one that it is composed of, has no CUDA kernel, or none for any of its cases.
     """
     outcome = SimulatedCheck()
     for case in spec.cases():
@@ -109,4 +109,6 @@ def check_simulated(spec: OpSpec, setting: str, seeds: int, **options: Any) -> S
             outcome.failures += [f"{label}: {c.message}" for c in comparisons if not c]
             outcome.moved += moved_bytes(gpu.reports)
             outcome.demanded += demanded_bytes(spec.work(arguments), got if isinstance(got, tuple) else (got,))
+    if not outcome.cases:
+        raise MissingKernelError(f"{spec.name}: the CUDA kernels take none of its cases")
     return outcome

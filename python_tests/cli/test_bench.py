@@ -119,6 +119,17 @@ def test_baselines_that_would_take_too_long_are_left_out():
     assert all("would take about" in reason for reason in second.left_out.values())
 
 
+def test_the_reason_why_a_baseline_is_left_out():
+    def refuse(**_):
+        raise NotImplementedError("it would copy 200 GiB")
+
+    spec = spec_of("quantize_fp8")
+    changed = dataclasses.replace(spec, baselines={**spec.baselines, "copies": refuse})
+    measured = Bench(seconds=0.01).measure(changed, spec.bench_cases(None)[0])
+    assert measured.left_out == {"copies": "it would copy 200 GiB"}
+    assert set(measured.baselines) == set(spec.baselines)
+
+
 def test_naive_baselines_are_not_judged():
     measured = Bench(seconds=0.01).measure(spec_of("route"), spec_of("route").bench_cases(None)[0])
     naive = dataclasses.replace(measured.baselines["naive one-hot"], samples=(1e-9,))

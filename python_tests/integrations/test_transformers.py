@@ -6,7 +6,7 @@ import torch
 transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
 
 import hunyuan_kernels as hk  # noqa: E402
-from hunyuan_kernels.integrations.transformers import NAME, register  # noqa: E402
+from hunyuan_kernels.integrations.transformers import NAME, prepack, register  # noqa: E402
 
 TOKENS = torch.randint(0, 64, (2, 13), generator=torch.Generator().manual_seed(0))
 
@@ -75,6 +75,33 @@ def test_compile():
     want = model(TOKENS, use_cache=False).logits
     got = torch.compile(model, fullgraph=True, backend="aot_eager")(TOKENS, use_cache=False).logits
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["hunyuan", "mixtral"])
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prepacked(kind, activation, dtype):
+    model = on(make(kind, hidden_act=activation, intermediate_size=48).to(dtype), NAME)
+    want = model(TOKENS).logits
+    assert prepack(model) == 2
+    experts = next(m for m in model.modules() if hasattr(m, "gate_up_proj"))
+    assert experts.gate_up_proj.dim() == 5
+    torch.testing.assert_close(model(TOKENS).logits, want, rtol=1e-4 if dtype == torch.float32 else 2**-5, atol=2**-5)
+    assert prepack(model) == 0, "packed already"
+    with pytest.raises((RuntimeError, ValueError)):
+        on(model, "eager")(TOKENS)
+
+
+def test_prepack_refuses_what_it_cannot_lay_out():
+    with pytest.raises(ValueError, match="experts_implementation is 'eager'; set 'hunyuan_kernels' before prepack"):
+        prepack(on(make(), "eager"))
+    with pytest.raises(ValueError, match="Linear has no experts with gate_up_proj and down_proj"):
+        prepack(torch.nn.Linear(2, 2))
+    with pytest.raises(
+        ValueError, match="HunYuanMoEV1Experts has 40 intermediate columns; a multiple of 16 is required"
+    ):
+        prepack(on(make(), NAME))
 
 
 @torch.no_grad()

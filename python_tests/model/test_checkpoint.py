@@ -82,7 +82,8 @@ def test_fp8_both_ways(tmp_path, shard_bytes, dtype):
     model = make().to(dtype)
     with torch.no_grad():
         model.layers[1].moe.experts_gate_up[5, 24:] *= 64  # up alone: one scale for both would lose gate's bits
-    checkpoint.save(model, tmp_path, "fp8", shard_bytes=shard_bytes, input_scales={f"{LAYER}.up_proj": 0.25})
+    given = {f"{LAYER}.up_proj": 0.25, f"{LAYER}.down_proj": 2}
+    checkpoint.save(model, tmp_path, "fp8", shard_bytes=shard_bytes, input_scales=given)
     tensors = read_all(tmp_path)
     for name, piece in checkpoint.pieces(CONFIG, "fp8").items():
         want, stored = model.get_parameter(piece.parameter).detach()[piece.part], tensors.pop(name)
@@ -94,7 +95,9 @@ def test_fp8_both_ways(tmp_path, shard_bytes, dtype):
         layer = name.removesuffix(".weight")
         assert torch.equal(stored.view(torch.uint8), q.view(torch.uint8)), name
         assert torch.equal(tensors.pop(f"{layer}.weight_scale"), scale), name
-        assert tensors.pop(f"{layer}.input_scale") == (0.25 if layer == f"{LAYER}.up_proj" else 1.0), name
+        input_scale = tensors.pop(f"{layer}.input_scale")
+        assert input_scale.dtype == torch.float32
+        assert input_scale == given.get(layer, 1.0), name
     assert not tensors
     quantization = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert quantization["activation_scheme"] == "static"
@@ -128,8 +131,8 @@ def test_fp8_without_its_scales(tmp_path):
     [
         ("fp8", {"model.layers.0.mlp.gate.wg": 1.0}, "input_scales names model.layers.0.mlp.gate.wg; allowed: the lin"),
         ("experts", {f"{LAYER}.up_proj": 1.0}, f"input_scales names {LAYER}.up_proj; allowed: .* of the form 'fp8'"),
-        ("fp8", {f"{LAYER}.up_proj": 0.0}, "is 0.0; allowed: finite and above 0"),
-        ("fp8", {f"{LAYER}.up_proj": float("nan")}, "is nan; allowed: finite and above 0"),
+        ("fp8", {f"{LAYER}.up_proj": 0.0}, "is 0.0; allowed: 1.18e-38 to 3.4"),
+        ("fp8", {f"{LAYER}.up_proj": float("nan")}, "is nan; allowed: 1.18e-38"),
     ],
 )
 def test_wrong_input_scales(tmp_path, form, scales, message):

@@ -161,7 +161,8 @@ def _hidden_step(x: Tensor, gate_up: Tensor, experts: hk.Fp8Experts) -> Tensor:
     return OUTPUT_UNITS[E4M3] * 2.0**-6 * scale.double()
 
 
-def _magnitude(arguments: Arguments, routing: hk.Routing) -> Tensor:
+def layer_magnitude(arguments: Arguments, routing: hk.Routing) -> Tensor:
+    """What the rounding errors of ``x`` through ``experts`` (and ``shared``, ``residual``) are proportional to."""
     x, experts, units = arguments["x"].double(), arguments["experts"], OUTPUT_UNITS[arguments["x"].dtype]
     total = torch.zeros_like(x)
     if (shared := arguments.get("shared")) is not None:
@@ -180,7 +181,7 @@ def _magnitude(arguments: Arguments, routing: hk.Routing) -> Tensor:
 
 
 def _compare(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
-    return [compare_bounded("y", got, want, _magnitude(arguments, _route(arguments)))]
+    return [compare_bounded("y", got, want, layer_magnitude(arguments, _route(arguments)))]
 
 
 # ---- row movements --------------------------------------------------------------------------------------------------

@@ -135,5 +135,6 @@ SPECS = [
             **{name: _on_plain(function) for name, function in EXPERT_PRODUCTS.items()},
         },
         sample=_sample,
+        on_cuda=lambda arguments: False,  # packed weights are for CPUs
     ),
 ]
