@@ -1,5 +1,5 @@
 // Matrix products of a warpgroup (128 threads), one PTX instruction per function: D[64, N] (+)= A[64, 16] B[N, 16]^T,
-// bf16 from shared memory, fp32 sums in registers.
+// bf16 from shared memory, fp32 sums in registers. e4m3: 32 deep, K-major both, sums of about 14 bits.
 //
 // Thread t of the warpgroup holds, in sums[4 * j + i], row 16 * (t / 32) + t % 32 / 4 + 8 * (i / 2) and column
 // 8 * j + 2 * (t % 4) + i % 2. Between the issue of a product and the wait for it nothing may touch its sums.
@@ -68,6 +68,14 @@ __device__ __forceinline__ void multiply(float (&d)[8], uint64_t a, uint64_t b, 
       "%12; }"
       : HK_FOUR(d, 0), HK_FOUR(d, 4)
       : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulate)), "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)));
+}
+__device__ __forceinline__ void multiply_e4m3(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" HK_TEN() HK_TEN(1) HK_TEN(2) HK_TEN(3) HK_TEN(4)
+          HK_TEN(5) "%60,%61,%62,%63}, %64, %65, p, 1, 1; }"
+      : HK_SIXTY_FOUR(d, 0)
+      : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulate)));
 }
 #undef HK_TEN
 #undef HK_FOUR

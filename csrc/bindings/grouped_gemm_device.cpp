@@ -1,59 +1,12 @@
 #include "bindings/grouped_gemm_device.h"
 
-#include "common/integer_math.h"
-#include "host/tensor_map.h"
+#include "bindings/tensor_map_operand.h"
 
 namespace hunyuan_kernels::device {
 namespace {
 
 using Form = host::GroupedGemmForm;
 namespace stable = torch::stable;
-
-// Whether TMA takes a tensor with this dimension contiguous: address and all other strides multiples of 16 bytes,
-// positive and not too large. Strides of dimensions with one element do not matter.
-bool suits_tensor_map(const Tensor& tensor, int64_t contiguous) {
-  const int64_t size = tensor.element_size();
-  bool suits = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % host::kTensorMapAlignment == 0;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) <= 1) continue;
-    const int64_t bytes = tensor.stride(d) * size;
-    suits &= d == contiguous ? tensor.stride(d) == 1
-                             : bytes > 0 && bytes % host::kTensorMapAlignment == 0 && bytes < host::kTensorMapMaxStride;
-  }
-  return suits;
-}
-
-// The tensor in fresh memory that suits: rows of the last dimension padded to 16 bytes.
-Tensor padded(std::vector<int64_t> sizes, ScalarType dtype, const Tensor& like) {
-  const int64_t last = static_cast<int64_t>(sizes.size()) - 1, columns = sizes[last];
-  sizes[last] = round_up(columns, dtype == ScalarType::Float ? 4 : 8);
-  Tensor whole = stable::new_empty(like, sizes, dtype);
-  return stable::narrow(whole, last, 0, columns);
-}
-Tensor suitable(const Tensor& tensor, int64_t contiguous) {
-  if (suits_tensor_map(tensor, contiguous)) return tensor;
-  Tensor copy =
-      padded(std::vector<int64_t>(tensor.sizes().begin(), tensor.sizes().end()), tensor.scalar_type(), tensor);
-  stable::copy_(copy, tensor);
-  return copy;
-}
-
-// The stride of a dimension, or one that TMA takes where it does not matter.
-int64_t stride_of(const Tensor& tensor, int64_t dimension) {
-  if (tensor.size(dimension) > 1) return tensor.stride(dimension);
-  int64_t reach = 1;  // of the other dimensions
-  for (int64_t d = 0; d < tensor.dim(); ++d)
-    if (tensor.size(d) > 1) reach = maximum(reach, tensor.stride(d) * tensor.size(d));
-  return round_up(reach, 8);
-}
-
-Tensor checked_offsets(const char* op, const Tensor& expert_offsets, int64_t experts, const Tensor& x,
-                       const char* x_name) {
-  check_same_device(op, "expert_offsets", expert_offsets, x_name, x);
-  check_dtype(op, "expert_offsets", expert_offsets, {ScalarType::Int});
-  check_shape(op, "expert_offsets", expert_offsets, {experts + 1}, "[E + 1]");
-  return stable::contiguous(expert_offsets);
-}
 
 void check_operand(const char* op, const char* name, const Tensor& tensor, int64_t rank, const char* shape,
                    const char* x_name, const Tensor& x) {
@@ -67,13 +20,6 @@ void check_operand(const char* op, const char* name, const Tensor& tensor, int64
 Tensor gradient_operand(const char* op, const Tensor& grad_out) {
   check_dtype(op, "grad_out", grad_out, {ScalarType::BFloat16, ScalarType::Float});
   return stable::to(grad_out, ScalarType::BFloat16);
-}
-
-// A result that was written with padded rows, without the padding.
-Tensor without_padding(Tensor rows, int64_t columns) {
-  const int64_t last = rows.dim() - 1;
-  if (rows.size(last) == columns) return rows;
-  return stable::contiguous(stable::narrow(rows, last, 0, columns));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "bindings/python_module.h"
 #include "host/dispatch.h"
+#include "host/fp8_gemm.h"
 #include "host/grouped_gemm.h"
 #include "host/quantize.h"
 #include "host/routing.h"
@@ -161,6 +162,35 @@ void register_grouped_gemm(py::module_& m) {
       "or across. weight_gradient: of grad_out [rows, columns] and a [rows, depth].");
 }
 
+void register_fp8_gemm(py::module_& m) {
+  using host::Fp8GemmCandidate;
+  using host::Fp8GemmPlan;
+  py::class_<Fp8GemmCandidate>(m, "Fp8GemmCandidate")
+      .def_readonly("tile_columns", &Fp8GemmCandidate::tile_columns)
+      .def_readonly("illegal", &Fp8GemmCandidate::illegal, "why it cannot be taken; empty: it can")
+      .def_readonly("tiles", &Fp8GemmCandidate::tiles, "the most that the group sizes can make")
+      .def_readonly("likely_tiles", &Fp8GemmCandidate::likely_tiles, "with groups of equal size")
+      .def_readonly("waves", &Fp8GemmCandidate::waves)
+      .def_readonly("clocks", &Fp8GemmCandidate::clocks);
+  plan_class<Fp8GemmPlan>(m, "Fp8GemmPlan")
+      .def_readonly("candidates", &Fp8GemmPlan::candidates)
+      .def_property_readonly("taken", [](const Fp8GemmPlan& p) { return p.candidates[p.taken]; })
+      .def_readonly("panel_tiles", &Fp8GemmPlan::panel_tiles);
+  m.def(
+      "fp8_gemm",
+      [](std::optional<int64_t> experts, int64_t rows, int64_t columns, int64_t depth, bool swiglu, bool in_blocks,
+         DType out, int sms) {
+        driver::DeviceProperties device;
+        device.sms = sms;
+        return host::plan_fp8_gemm(
+            {swiglu, experts.has_value(), experts.value_or(1), rows, columns, depth, in_blocks, out}, device);
+      },
+      py::kw_only(), py::arg("experts") = py::none(), py::arg("rows"), py::arg("columns"), py::arg("depth"),
+      py::arg("swiglu") = false, py::arg("in_blocks") = false, py::arg("out") = DType::bfloat16, py::arg("sms") = 132,
+      "The plan of a [rows, depth] times b [experts, columns, depth], without experts [columns, depth], in e4m3; "
+      "in_blocks: scales of one of them vary along the depth.");
+}
+
 }  // namespace
 
 void register_plans(py::module_& parent) {
@@ -191,6 +221,7 @@ void register_plans(py::module_& parent) {
       .def("__repr__", &KernelLaunch::text);
   register_quantize(m);
   register_grouped_gemm(m);
+  register_fp8_gemm(m);
   register_routing(m);
   register_rows(m);
 }

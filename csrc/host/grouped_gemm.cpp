@@ -1,13 +1,11 @@
 #include "host/grouped_gemm.h"
 
 #include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <limits>
 #include <utility>
 
 #include "common/check.h"
 #include "common/integer_math.h"
+#include "host/matrix_tiles.h"
 #include "host/tensor_map.h"
 #include "kernels/grouped_gemm_arguments.h"
 
@@ -17,8 +15,6 @@ namespace {
 using Form = GroupedGemmForm;
 
 constexpr int64_t kTileDepth = kernels::kGroupedGemmTileDepth;
-// The kernels count rows, columns and tiles in 32 bits and go past the last one by less than a tile.
-constexpr int64_t kMaxExtent = std::numeric_limits<int32_t>::max() - 512;
 
 // The model of the GPU: what the H100's data sheet says per clock of 1.755 GHz, not measured. An SM has 4 tensor cores
 // x 512 bf16 multiply-adds, and 64 bytes from L2; all of them share 3.35 TB/s.
@@ -32,16 +28,6 @@ bool is_swiglu(Form form) { return form == Form::swiglu || form == Form::swiglu_
 int64_t result_columns(const GroupedGemmProblem& p) {
   if (p.form == Form::weight_gradient) return p.depth;
   return is_swiglu(p.form) ? p.columns / 2 : p.columns;
-}
-
-// The most tiles of this many rows that so many groups with so many rows in all can have.
-int64_t most_row_tiles(int64_t rows, int64_t groups, int64_t tile_rows) {
-  const int64_t used = minimum(rows, groups);  // each with one row
-  return used + (rows - used) / tile_rows;
-}
-int64_t likely_row_tiles(int64_t rows, int64_t groups, int64_t tile_rows) {
-  const int64_t used = minimum(rows, groups);
-  return used ? used * ceil_div(ceil_div(rows, used), tile_rows) : 0;
 }
 
 std::string why_illegal(const GroupedGemmProblem& p, const GroupedGemmCandidate& c) {
@@ -85,14 +71,6 @@ void estimate(const GroupedGemmProblem& p, int64_t sms, GroupedGemmCandidate& c)
   c.memory_clocks = weights / kMemoryBytesPerClock;
 }
 
-// Tiles below each other that share the SMs with those of the next columns: h rows of tiles and sms / h columns of them
-// load the fewest different bytes when h * tile_rows = (sms / h) * tile_columns. A power of two below that.
-int panel_tiles(const GroupedGemmCandidate& c, int64_t sms) {
-  int height = 1;
-  while (4 * height * height * c.tile_rows <= sms * c.tile_columns) height *= 2;
-  return height;
-}
-
 std::string kernel_name(const GroupedGemmPlan& plan) {
   const GroupedGemmProblem& p = plan.problem;
   const std::string out = p.out == DType::float32 ? "_float32" : "_bfloat16";
@@ -121,19 +99,6 @@ void check_extents(const GroupedGemmProblem& p, const GroupedGemmPlan& plan) {
   limit("depth", p.depth);
   limit("number of experts", p.experts);
   for (const GroupedGemmCandidate& c : plan.candidates) limit("number of tiles", c.tiles);
-}
-
-kernels::TensorMap as_argument(const driver::CUtensorMap& map) {
-  kernels::TensorMap argument;
-  static_assert(sizeof(argument) == sizeof(map));
-  std::memcpy(&argument, &map, sizeof(map));
-  return argument;
-}
-
-std::string short_number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.4g", value);
-  return text;
 }
 
 }  // namespace
@@ -167,7 +132,7 @@ GroupedGemmPlan plan_grouped_gemm(const GroupedGemmProblem& problem, const drive
     if (plan.candidates[i].illegal.empty() && cost(plan.candidates[i]) < cost(plan.candidates[plan.taken]))
       plan.taken = i;
   const GroupedGemmCandidate& c = plan.candidates[plan.taken];
-  plan.panel_tiles = panel_tiles(c, device.sms);
+  plan.panel_tiles = panel_height(c.tile_rows, c.tile_columns, device.sms);
   if (c.tiles == 0) return plan;
   driver::KernelLaunch launch;
   launch.stem = c.cluster ? "grouped_gemm_few_rows" : "grouped_gemm";
@@ -183,19 +148,14 @@ GroupedGemmPlan plan_grouped_gemm(const GroupedGemmProblem& problem, const drive
 }
 
 std::string GroupedGemmPlan::text() const {
-  auto extents = [](std::initializer_list<int64_t> sizes) {
-    std::string text;
-    for (int64_t size : sizes) text += (text.empty() ? "[" : ", ") + std::to_string(size);
-    return text + "]";
-  };
   const GroupedGemmProblem& p = problem;
   std::string text = std::string(name_of(p.form)) + " ";
   if (p.form == Form::weight_gradient)
-    text += extents({p.rows, p.columns}) + "^T x " + extents({p.rows, p.depth}) + " -> " +
-            extents({p.experts, p.columns, p.depth});
+    text += extents_text({p.rows, p.columns}) + "^T x " + extents_text({p.rows, p.depth}) + " -> " +
+            extents_text({p.experts, p.columns, p.depth});
   else
-    text += extents({p.rows, p.depth}) + " x " + extents({p.experts, p.columns, p.depth}) +
-            (p.across ? " across" : "") + " -> " + extents({p.rows, result_columns(p)});
+    text += extents_text({p.rows, p.depth}) + " x " + extents_text({p.experts, p.columns, p.depth}) +
+            (p.across ? " across" : "") + " -> " + extents_text({p.rows, result_columns(p)});
   text += p.out == DType::float32 ? " float32" : " bfloat16";
   for (size_t i = 0; i < candidates.size(); ++i) {
     const GroupedGemmCandidate& c = candidates[i];
@@ -229,7 +189,9 @@ void launch_grouped_gemm(const GroupedGemmPlan& plan, const GroupedGemmPointers&
   const auto tile_rows = static_cast<uint32_t>(plan.candidates[plan.taken].tile_rows);
 
   kernels::GroupedGemmArguments arguments{};
-  auto map = [&](const char* what, const TiledTensor& tensor) { return as_argument(tensor_map(table, tensor, what)); };
+  auto map = [&](const char* what, const TiledTensor& tensor) {
+    return as_argument<kernels::TensorMap>(tensor_map(table, tensor, what));
+  };
   if (gradient) {
     arguments.a = map("grad_out", {kBf16, pointers.a, {p.columns, p.rows, 1}, {pointers.a_stride, 0}, {64, 64, 1}, 2});
     arguments.b = map(

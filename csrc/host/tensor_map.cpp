@@ -3,6 +3,21 @@
 #include <string>
 
 namespace hunyuan_kernels::host {
+namespace {
+
+driver::CUtensorMapDataType type_of(DType dtype) {
+  switch (dtype) {
+    case DType::bfloat16: return driver::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case DType::nf4:  // two to a byte
+    case DType::float8_e4m3fn: return driver::CU_TENSOR_MAP_DATA_TYPE_UINT8;
+    case DType::float32: return driver::CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+    case DType::int32: return driver::CU_TENSOR_MAP_DATA_TYPE_INT32;
+    case DType::int64: return driver::CU_TENSOR_MAP_DATA_TYPE_INT64;
+  }
+  return driver::CU_TENSOR_MAP_DATA_TYPE_UINT8;
+}
+
+}  // namespace
 
 driver::CUtensorMap tensor_map(const driver::DriverTable& table, const TiledTensor& tensor, const char* what) {
   using namespace driver;
@@ -14,9 +29,8 @@ driver::CUtensorMap tensor_map(const driver::DriverTable& table, const TiledTens
   CUtensorMap map;
   // Neighbouring boxes along the contiguous dimension are read next: L2 may fetch 256 bytes for 128.
   const CUresult result = table.cuTensorMapEncodeTiled(
-      &map, tensor.dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-      tensor.rank, const_cast<void*>(tensor.data), dimensions, strides, tensor.box.data(), element_strides,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      &map, type_of(tensor.dtype), tensor.rank, const_cast<void*>(tensor.data), dimensions, strides, tensor.box.data(),
+      element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check_driver(table, result, std::string("hunyuan_kernels: tensor map of ") + what);
   return map;

@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <cstring>
 
 #include "common/dtype.h"
 #include "driver/table.h"
@@ -25,5 +26,14 @@ constexpr int64_t kTensorMapMaxStride = int64_t{1} << 40;  // exclusive
 
 // Raises when the driver refuses; plans see to it that it does not.
 driver::CUtensorMap tensor_map(const driver::DriverTable& table, const TiledTensor& tensor, const char* what);
+
+// As kernels take it among their arguments.
+template <typename Argument>
+Argument as_argument(const driver::CUtensorMap& map) {
+  Argument argument;
+  static_assert(sizeof(argument) == sizeof(map));
+  std::memcpy(&argument, &map, sizeof(map));
+  return argument;
+}
 
 }  // namespace hunyuan_kernels::host

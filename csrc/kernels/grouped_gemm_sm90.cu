@@ -35,7 +35,7 @@
 #include "arch/math.cuh"
 #include "arch/registers.cuh"
 #include "kernels/grouped_gemm_arguments.h"
-#include "tile/expert_tiles.cuh"
+#include "tile/matrix_tiles.cuh"
 #include "tile/ring.cuh"
 #include "tile/slices.cuh"
 #include "tile/vector_io.cuh"
@@ -56,13 +56,7 @@ constexpr int kLines = kGroupedGemmTileRows;
 constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 constexpr uint32_t kConsumersBarrier = 1, kFirstSliceBarrier = 2;  // named barriers
 
-// A tile of the result.
-struct Tile {
-  int32_t group;
-  int32_t line, line_end;  // the first one, and where the group (or the tensor) ends
-  int32_t column;          // the first one
-  int32_t depth, depth_end;
-};
+using Tile = tile::MatrixTile;
 
 template <Form kForm_, int kTileColumns_, Major kMajorB_, typename Output_>
 struct Kernel {
@@ -81,50 +75,7 @@ struct Kernel {
   using Barriers = tile::RingBarriers<kStages>;
   static_assert(sizeof(Barriers) <= kGroupedGemmBarriersBytes);
   using Ring = tile::Ring<kStages>;
-
-  // ---- tiles -------------------------------------------------------------------------------------------------------
-
-  class Tiles {
-   public:
-    __device__ explicit Tiles(const GroupedGemmArguments& a)
-        : a_(a),
-          columns_((a.columns + kOutColumns - 1) / kOutColumns),
-          experts_(a.expert_offsets, a.experts, a.rows, !kWeightGradient),
-          number_(blockIdx.x) {}
-
-    __device__ __forceinline__ bool next(Tile& t) {
-      tile::GroupOfTile of;
-      auto lines_of = [&](int32_t rows) { return (static_cast<uint32_t>(rows) + kLines - 1) / kLines; };
-      const uint32_t gradient_lines = lines_of(a_.lines);
-      auto tiles_of = [&](int32_t rows) { return (kWeightGradient ? gradient_lines : lines_of(rows)) * columns_; };
-      if (!experts_.find(number_, tiles_of, of)) return false;
-      number_ += gridDim.x;
-      const uint32_t lines = kWeightGradient ? gradient_lines : lines_of(of.end - of.begin);
-      const uint32_t panel = of.tile / (a_.panel_tiles * columns_), first = panel * a_.panel_tiles;
-      const uint32_t in_panel = of.tile - first * columns_, height = min(lines - first, a_.panel_tiles);
-      const int32_t line = (first + in_panel % height) * kLines;
-      t.group = of.group;
-      t.column = in_panel / height * kOutColumns;
-      if constexpr (kWeightGradient) {
-        t.line = line;
-        t.line_end = a_.lines;
-        t.depth = of.begin;
-        t.depth_end = of.end;
-      } else {
-        t.line = of.begin + line;
-        t.line_end = of.end;
-        t.depth = 0;
-        t.depth_end = of.group < a_.experts ? a_.depth : 0;
-      }
-      return true;
-    }
-
-   private:
-    const GroupedGemmArguments& a_;
-    const uint32_t columns_;
-    tile::ExpertTiles experts_;
-    uint32_t number_;
-  };
+  using Tiles = tile::MatrixTiles<GroupedGemmArguments, kLines, kOutColumns, kWeightGradient>;
 
   // ---- producer ----------------------------------------------------------------------------------------------------
 
@@ -248,31 +199,19 @@ struct Kernel {
   __device__ __forceinline__ static void store(const GroupedGemmArguments& a, const TensorMap& map, char* data,
                                                int32_t parts, int32_t part, const Tile& t, int half,
                                                tile::Slices& slices, Value&& value) {
-    constexpr int kColumns = tile::kSliceColumns<Output>;
     const int32_t line = t.line + 64 * half, lines = min(t.line_end - line, 64);
-#pragma unroll
-    for (int slice = 0; slice < kOutColumns / kColumns; ++slice) {
-      const int32_t column = t.column + slice * kColumns;
-      if (column >= a.columns) break;
-      slices.store<Output>([&](int j, int i) { return value(slice * kColumns / 8 + j, i); },
-                           [&](uint32_t buffer) {
-                             const bool sends = threadIdx.x % 128 == 0;
-                             if constexpr (kWeightGradient) {
-                               if (!sends) return;
-                               if (a.accumulate)
-                                 arch::add_box(&map, buffer, column, line, t.group);
-                               else
-                                 arch::store_box(&map, buffer, column, line, t.group);
-                             } else if (lines == 64) {
-                               if (sends) arch::store_box(&map, buffer, column, part, line);
-                             } else {
-                               constexpr int64_t kSize = sizeof(Output);
-                               const int64_t stride = parts * int64_t{a.row_columns} * kSize;
-                               slices.copy_rows(
-                                   buffer, data + line * stride + (part * int64_t{a.row_columns} + column) * kSize,
-                                   stride, lines, min(a.row_columns - column, kColumns) * static_cast<int>(kSize));
-                             }
-                           });
+    if constexpr (kWeightGradient) {
+      slices.template store_columns<Output, kOutColumns>(t.column, a.columns, value,
+                                                         [&](uint32_t buffer, int32_t column) {
+                                                           if (threadIdx.x % 128 != 0) return;
+                                                           if (a.accumulate)
+                                                             arch::add_box(&map, buffer, column, line, t.group);
+                                                           else
+                                                             arch::store_box(&map, buffer, column, line, t.group);
+                                                         });
+    } else {
+      slices.template store_rows<Output, kOutColumns>({&map, data, a.row_columns, parts, part}, t.column, a.columns,
+                                                      line, lines, value);
     }
   }
 

@@ -16,6 +16,14 @@ constexpr int kSliceRows = 64;
 template <typename Element>
 constexpr int kSliceColumns = kSwizzledRowBytes / sizeof(Element);
 
+// Rows of a result: row r begins at data + r * parts * row_columns elements and has `parts` parts of row_columns each,
+// at multiples of 16 bytes. The map: [row_columns, parts, rows], boxes of 128 bytes x 1 x 64.
+struct SliceTarget {
+  const void* map;
+  char* data;
+  int32_t row_columns, parts, part;  // the part that is written
+};
+
 class Slices {
  public:
   // `buffers`: kSliceBuffers * kBoxBytes of shared memory at a multiple of 1024, of this warpgroup alone, as is the
@@ -46,6 +54,37 @@ class Slices {
     for (int row = thread_ / 8; row < rows; row += 16)
       *reinterpret_cast<arch::Words4*>(to + row * stride + 16 * chunk) =
           arch::load_shared(swizzled(buffer, row, chunk));
+  }
+
+  // kColumns columns from `column` on, slice by slice, up to the `columns` that there are. value(j, i): of columns 8 *
+  // j
+  // ... of all of them. send(buffer, the slice's first column), as in store().
+  template <typename Element, int kColumns, typename Value, typename Send>
+  __device__ __forceinline__ void store_columns(int32_t column, int32_t columns, Value&& value, Send&& send) {
+    constexpr int kWidth = kSliceColumns<Element>;
+#pragma unroll
+    for (int slice = 0; slice < kColumns / kWidth; ++slice) {
+      const int32_t first = column + slice * kWidth;
+      if (first >= columns) break;
+      store<Element>([&](int j, int i) { return value(slice * kWidth / 8 + j, i); },
+                     [&](uint32_t buffer) { send(buffer, first); });
+    }
+  }
+
+  // The same to the rows `row` ... of a target: by TMA when all 64 are written, else the first `rows` by the threads.
+  template <typename Element, int kColumns, typename Value>
+  __device__ __forceinline__ void store_rows(const SliceTarget& to, int32_t column, int32_t columns, int32_t row,
+                                             int32_t rows, Value&& value) {
+    store_columns<Element, kColumns>(column, columns, value, [&](uint32_t buffer, int32_t first) {
+      if (rows == kSliceRows) {
+        if (thread_ == 0) arch::store_box(to.map, buffer, first, to.part, row);
+        return;
+      }
+      constexpr int64_t kSize = sizeof(Element);
+      const int64_t stride = to.parts * int64_t{to.row_columns} * kSize;
+      copy_rows(buffer, to.data + row * stride + (to.part * int64_t{to.row_columns} + first) * kSize, stride, rows,
+                min(to.row_columns - first, kSliceColumns<Element>) * static_cast<int>(kSize));
+    });
   }
 
   // Before the block ends.

@@ -4,6 +4,9 @@ e4m3 values are expanded on their way to the multiplication; no dequantized oper
 e4m3 values are exact in fp32, sums are accumulated in fp32, and scales are applied in fp32: to the finished sums, or
 with blocks along K to the sum of each 128 of K. ``docs/numerics.md`` has the table of scales.
 On the CPU, what ``prepack`` made of weights may stand in their place.
+
+On a GPU (sm_90a) :func:`fp8_gemm`, :func:`grouped_gemm_fp8` and :func:`grouped_swiglu_fp8` take e4m3 activations and
+write bf16 or fp32; weights that are not contiguous along K are copied there. The rest is refused.
 """
 
 from typing import Any, NoReturn

@@ -144,9 +144,9 @@ def test_counters_of_each_launch(monkeypatch):
 
 
 def test_counters_of_an_op_without_kernels():
-    result = run("counters", "fp8_gemm")
+    result = run("counters", "fp8_linear")
     assert result.exit_code == 1
-    assert "hunyuan-kernels: fp8_gemm: runs on the CPU only" in result.output
+    assert "hunyuan-kernels: fp8_linear: runs on the CPU only" in result.output
 
 
 @pytest.mark.parametrize("name", ["quantize", "nothing"])

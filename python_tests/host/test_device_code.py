@@ -114,3 +114,19 @@ def test_main_loops_of_the_grouped_gemm() -> None:
         instructions = [line for line in body if not line.endswith(":")]
         assert len(instructions) <= MOST_INSTRUCTIONS_OF_A_K_BLOCK, f"{name}: {len(instructions)}"
         assert not any(re.search(r"\b(LDL|STL|LDG|STG)\b", line) for line in body), name
+
+
+@pytest.mark.skipif("fp8_gemm" not in stems(), reason="this build has no device code: no nvcc was found")
+def test_main_loops_of_the_fp8_gemm() -> None:
+    """Four tensor core instructions of e4m3 for each 128 columns of a k-block, and one addition to each of 64 sums."""
+    kernels = disassemble("fp8_gemm")
+    assert kernels
+    for name, lines in kernels.items():
+        products = 4 if "_128_" in name else 8
+        with_products = [loop for loop in loops(lines) if sum("QGMMA" in line for line in loop) == products]
+        body = min(with_products, key=len, default=None)
+        assert body is not None, f"{name} has no loop of {products} QGMMA"
+        assert all("64x128x32" in line for line in body if "QGMMA" in line), name
+        additions = sum(bool(re.search(r"\b(FADD|FFMA)\b", line)) for line in body)
+        assert additions == 16 * products, f"{name}: {additions}"
+        assert not any(re.search(r"\b(LDL|STL|STG)\b", line) for line in body), name

@@ -11,7 +11,7 @@ from hunyuan_kernels.testing.harmless import HARMLESS, Harmless, judge
 from hunyuan_kernels.testing.mutation import Mutant, mutations
 from hunyuan_kernels.testing.op_mutants import SETTINGS, executed_kernels, mutate_op
 from hunyuan_kernels.testing.spec import Case, all_specs
-from hunyuan_kernels.testing.specs.grouped_gemm import make_arguments
+from hunyuan_kernels.testing.specs.grouped_gemm import make_arguments, offsets_of
 from python_tests.backends import needs_device_code
 
 SPECS = {spec.name: spec for spec in all_specs()}
@@ -49,11 +49,27 @@ def gemm_wgrad(seed):
     return {"grad_b": grad_b, "grad_out": grad_out.bfloat16(), **{k: arguments[k] for k in ("a", "expert_offsets")}}
 
 
+def fp8_rows(seed):
+    sizes, columns, depth = [129, 0, 70, 256], 264, 830
+    generator = torch.Generator().manual_seed(seed)
+    rows = sum(sizes) + 20
+    a, b = torch.randn(rows, depth, generator=generator), torch.randn(4, columns, depth, generator=generator)
+    return {
+        "a": a.to(torch.float8_e4m3fn),
+        "b": b.to(torch.float8_e4m3fn),
+        "expert_offsets": offsets_of(sizes),
+        "a_scale": torch.rand(rows, 7, generator=generator),
+        "b_scale": torch.rand(4, 3, 7, generator=generator),
+        "out_dtype": torch.bfloat16,
+    }
+
+
 # One kernel of each source and of each way through it; the others are the same templates. Op, arguments, SMs: several
 # tiles for each block, more k-blocks than stages.
 GEMMS = {
     "grouped_gemm_rows_128_bfloat16": ("grouped_gemm", gemm_rows, 2),
     "grouped_gemm_wgrad_float32": ("grouped_gemm_wgrad_", gemm_wgrad, 2),
+    "fp8_gemm_rows_128_bfloat16_blocks": ("grouped_gemm_fp8", fp8_rows, 2),
     "grouped_gemm_few_rows_swiglu_64": ("grouped_swiglu", gemm_few_rows, 4),
 }
 

@@ -195,7 +195,8 @@ def test_every_op_is_simulated_or_says_that_it_cannot_be():
         else:
             pytest.fail(f"{spec.name} ran, but not on the simulated GPU")
     movement = {"quantize_fp8", "route", "routing_from_ids", "dispatch", "dispatch_fp8", "combine", "swiglu"}
-    assert simulated >= movement | {"grouped_gemm", "grouped_gemm_wgrad_", "grouped_swiglu", "moe"}
+    gemms = {"grouped_gemm", "grouped_gemm_wgrad_", "grouped_swiglu", "moe"}
+    assert simulated >= movement | gemms | {"fp8_gemm", "grouped_gemm_fp8", "grouped_swiglu_fp8"}
 
 
 def test_each_byte_is_counted_as_often_as_it_is_moved():

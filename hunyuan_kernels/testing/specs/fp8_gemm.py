@@ -406,6 +406,26 @@ def _sample_swiglu(arguments: Arguments, got: Tensor) -> tuple[Arguments, Tensor
     return {**arguments, **fewer}, got[:, :128]
 
 
+def _on_cuda(arguments: Arguments) -> bool:
+    """The kernels multiply e4m3 with e4m3 and write bf16 or fp32."""
+    return arguments["a"].dtype == E4M3 and arguments["out_dtype"] != E4M3
+
+
+def _plan(name: str) -> Callable[[Arguments, int], object]:
+    def plan(arguments: Arguments, sms: int) -> object:
+        from hunyuan_kernels._C import plans  # not part of what ops need
+
+        a, weights = arguments["a"], arguments[name]
+        *experts, columns, depth = weights.shape
+        a_scale, b_scale = arguments["a_scale"], arguments["b_scale"]
+        in_blocks = depth > 128 and (a_scale.dim() == 2 or b_scale.dim() > len(experts) + 1)
+        options = {"experts": experts[0] if experts else None, "rows": a.shape[0], "columns": columns, "depth": depth}
+        out = plans.DType[_name(arguments["out_dtype"])]
+        return plans.fp8_gemm(**options, swiglu=name == "gate_up", in_blocks=in_blocks, out=out, sms=sms)
+
+    return plan
+
+
 SPECS = [
     OpSpec(
         name="fp8_gemm",
@@ -422,6 +442,8 @@ SPECS = [
             "F.linear in fp32": _dequantize_and_multiply(torch.float32),
         },
         sample=partial(_sample_dense, "b", "b_scale"),
+        on_cuda=_on_cuda,
+        plan=_plan("b"),
     ),
     OpSpec(
         name="fp8_linear",
@@ -452,6 +474,8 @@ SPECS = [
             "fp32 loop": _dequantize_per_expert(torch.float32),
         },
         sample=_sample_grouped,
+        on_cuda=_on_cuda,
+        plan=_plan("b"),
     ),
     OpSpec(
         name="grouped_swiglu_fp8",
@@ -467,5 +491,7 @@ SPECS = [
             "fp32 loop": _with_swiglu(_dequantize_per_expert(torch.float32)),
         },
         sample=_sample_swiglu,
+        on_cuda=_on_cuda,
+        plan=_plan("gate_up"),
     ),
 ]

@@ -1,0 +1,79 @@
+#include "bindings/fp8_gemm_device.h"
+
+#include "bindings/fp8_scales.h"
+#include "bindings/tensor_map_operand.h"
+#include "host/fp8_gemm.h"
+
+namespace hunyuan_kernels::device {
+namespace {
+
+namespace stable = torch::stable;
+
+void check_activations(const char* op, const Tensor& a) {
+  const ScalarType dtype = a.scalar_type();
+  check(dtype != ScalarType::BFloat16 && dtype != ScalarType::Float, op, "a", "has dtype ", dtype_name(dtype),
+        "; on a GPU: float8_e4m3fn. Quantize it with quantize_fp8(), or use CPU tensors, which take FP8 weights alone");
+  check_dtype(op, "a", a, {ScalarType::Float8_e4m3fn});
+}
+
+}  // namespace
+
+Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor& a_given, const char* b_name,
+                    const Tensor& b_given, const std::optional<Tensor>& expert_offsets,
+                    const std::optional<Tensor>& a_scale, const Tensor& b_scale_given, ScalarType out_dtype) {
+  const bool grouped = expert_offsets.has_value();
+  const char* a_shape = grouped ? "[S, K]" : "[M, K]";
+  const char* b_shape = !grouped ? "[N, K]" : swiglu ? "[E, 2I, K]" : "[E, N, K]";
+  check_rank(op, "a", a_given, 2, a_shape);
+  check_activations(op, a_given);
+  check_same_device(op, b_name, b_given, "a", a_given);
+  check_rank(op, b_name, b_given, grouped ? 3 : 2, b_shape);
+  check_dtype(op, b_name, b_given, {ScalarType::Float8_e4m3fn});
+  check_shape(op, "a", a_given, {-1, b_given.size(grouped + 1)}, a_shape);
+  check(!swiglu || b_given.size(1) % 2 == 0, op, b_name, "has shape ", shape_text(b_given),
+        "; dimension 1 must be even: I rows of gate, then I rows of up");
+  host::Fp8GemmProblem problem{swiglu,
+                               grouped,
+                               grouped ? b_given.size(0) : 1,
+                               a_given.size(0),
+                               b_given.size(grouped),
+                               b_given.size(grouped + 1)};
+  problem.out = to_dtype(out_dtype);
+  const std::optional<Tensor> offsets =
+      grouped ? std::optional(checked_offsets(op, *expert_offsets, problem.experts, a_given, "a")) : std::nullopt;
+  const Tensor b_scale = stable::contiguous(b_scale_given);  // the kernels read scales of channels side by side
+  const cpu::ActivationScale activation = activation_scale(op, a_scale, a_given);
+  const cpu::WeightScale weight = weight_scale(
+      op, "b_scale", b_scale, {b_name, b_given, grouped, problem.experts, problem.columns, problem.depth}, swiglu);
+
+  const int64_t columns = swiglu ? problem.columns / 2 : problem.columns;
+  Tensor out = empty({problem.rows, host::row_columns(problem)}, out_dtype, a_given);
+  if (problem.experts * problem.depth == 0) {
+    stable::zero_(out);
+  } else if (problem.rows * problem.columns > 0) {
+    const Tensor a = suitable(a_given, 1), b = suitable(b_given, grouped + 1);
+    host::Fp8GemmPointers pointers{};
+    pointers.a = call.reads<void>("a", a);
+    pointers.a_stride = stride_of(a, 0);
+    pointers.b = call.reads<void>(b_name, b);
+    pointers.b_stride = stride_of(b, grouped);
+    pointers.b_expert_stride = grouped ? stride_of(b, 0) : pointers.b_stride * problem.columns;
+    if (offsets) pointers.expert_offsets = call.reads<int32_t>("expert_offsets", *offsets);
+    pointers.a_scale = call.reads<float>("a_scale", *a_scale);
+    pointers.a_scale_row_stride = activation.row_stride;
+    pointers.a_scale_block_stride = activation.block_stride;
+    pointers.b_scale = call.reads<float>("b_scale", b_scale);
+    pointers.b_scale_expert_stride = weight.expert_stride;
+    pointers.b_scale_half_stride = weight.half_stride;
+    pointers.b_scale_per_channel = weight.column_block == 1 && weight.column_stride != 0;
+    pointers.b_scale_column_block_stride = weight.column_block == 1 ? 0 : weight.column_stride;
+    pointers.b_scale_block_stride = weight.blocks ? weight.block_stride : 0;
+    problem.in_blocks = pointers.a_scale_block_stride != 0 || pointers.b_scale_block_stride != 0;
+    pointers.out = call.writes<void>("out", out);
+    host::launch_fp8_gemm(host::plan_fp8_gemm(problem, call.properties()), pointers, call.stream());
+    call.finish();
+  }
+  return without_padding(out, columns);
+}
+
+}  // namespace hunyuan_kernels::device

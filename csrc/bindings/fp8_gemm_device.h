@@ -1,0 +1,12 @@
+// The ops of the stem `fp8_gemm` on a GPU or the simulated one: checks, operands as TMA wants them, plan, launch.
+#pragma once
+#include "bindings/device_call.h"
+
+namespace hunyuan_kernels::device {
+
+// b [N, K] without expert_offsets, else [E, N, K]; with `swiglu` [E, 2I, K].
+Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor& a, const char* b_name, const Tensor& b,
+                    const std::optional<Tensor>& expert_offsets, const std::optional<Tensor>& a_scale,
+                    const Tensor& b_scale, ScalarType out_dtype);
+
+}  // namespace hunyuan_kernels::device
