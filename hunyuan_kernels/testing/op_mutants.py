@@ -1,9 +1,12 @@
 """Mutants of the ops' own kernels: the cases of an op on a simulated GPU that loads a changed PTX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import torch
 
 from hunyuan_kernels._C import simulator
 from hunyuan_kernels._ops import ops
@@ -16,6 +19,17 @@ SETTINGS: list[dict[str, Any]] = [
     {"async_latency": latency, "schedule": schedule, "check_races": True, "split_warps": True}
     for latency, schedule in ((64, "random"), (1, "hold_warps"), (20_000, "hold_copies"), (64, "hold_block"))
 ]
+
+
+@contextmanager
+def _fresh_memory_is_nan() -> Iterator[None]:
+    """Elements that a mutant does not write differ from the right ones, which the run before may have left there."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class _CaseLaunch:
 
     def __call__(self, module: simulator.Module, setting: Mapping[str, Any]) -> Sequence[LaunchReport]:
         own = self.case.make(0)  # the op may change them
-        with simulated_gpu_of(setting) as gpu:
+        with simulated_gpu_of(setting) as gpu, _fresh_memory_is_nan():
             gpu.load_instead(self.stem, module)
             got = self.spec.function(**own)
         for comparison in self.spec.compare(self.case.make(0), got, self.want):
