@@ -1,65 +1,9 @@
 """Mixture-of-experts kernels for the Hunyuan-Large architecture as PyTorch operators."""
 
+from hunyuan_kernels import ops as _ops_of_stems
 from hunyuan_kernels._version import __version__
-from hunyuan_kernels.ops import (
-    Experts,
-    Fp8Experts,
-    Nf4Weights,
-    Routing,
-    SharedExpert,
-    combine,
-    dispatch,
-    dispatch_fp8,
-    expert_mlp,
-    fp8_gemm,
-    fp8_linear,
-    grouped_gemm,
-    grouped_gemm_fp8,
-    grouped_gemm_nf4,
-    grouped_gemm_wgrad_,
-    grouped_swiglu,
-    grouped_swiglu_fp8,
-    grouped_swiglu_nf4,
-    load_balancing_loss,
-    moe,
-    nf4_linear,
-    prepack,
-    quantize_fp8,
-    quantize_nf4,
-    route,
-    routing_from_ids,
-    swiglu,
-)
+from hunyuan_kernels.ops import *  # noqa: F403 (its __all__ is the public list, kept in one place)
 from hunyuan_kernels.simulator import simulated_gpu
 
-__all__ = [
-    "Experts",
-    "Fp8Experts",
-    "Nf4Weights",
-    "Routing",
-    "SharedExpert",
-    "__version__",
-    "combine",
-    "dispatch",
-    "dispatch_fp8",
-    "expert_mlp",
-    "fp8_gemm",
-    "fp8_linear",
-    "grouped_gemm",
-    "grouped_gemm_fp8",
-    "grouped_gemm_nf4",
-    "grouped_gemm_wgrad_",
-    "grouped_swiglu",
-    "grouped_swiglu_fp8",
-    "grouped_swiglu_nf4",
-    "load_balancing_loss",
-    "moe",
-    "nf4_linear",
-    "prepack",
-    "quantize_fp8",
-    "quantize_nf4",
-    "route",
-    "routing_from_ids",
-    "simulated_gpu",
-    "swiglu",
-]
+__all__ = ["__version__", "simulated_gpu"]
+__all__ += _ops_of_stems.__all__

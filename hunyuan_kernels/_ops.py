@@ -40,7 +40,12 @@ ops: Any = getattr(torch.ops, NAMESPACE)
 
 
 def qualified(name: str) -> str:
-    """``name`` with the namespace, as ``torch.library`` wants it."""
+    """``name`` with the namespace, as ``torch.library`` wants it; refuses what the library does not have."""
+    if not hasattr(ops, name):
+        raise ImportError(
+            f"hunyuan_kernels: {LIBRARY} has no operator {name!r}: it was built from other sources than the Python "
+            "files beside it. Build again (./dev setup, or pip install --no-build-isolation .)."
+        )
     return f"{NAMESPACE}::{name}"
 
 
