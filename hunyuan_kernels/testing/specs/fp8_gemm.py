@@ -45,11 +45,11 @@ def make_e4m3(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator).to(E4M3)
 
 
-def _make_scale(shape: tuple[int, ...], size: float, generator: torch.Generator) -> Tensor:
+def make_scale(shape: tuple[int, ...], size: float, generator: torch.Generator) -> Tensor:
     return (torch.rand(shape, generator=generator) + 0.1) * size
 
 
-def _dense_scale_shape(kind: str, rows: int, columns: int, block_rows: int) -> tuple[int, ...]:
+def dense_scale_shape(kind: str, rows: int, columns: int, block_rows: int) -> tuple[int, ...]:
     blocked = (-(-rows // block_rows), blocks(columns))
     return {"tensor": (), "[1]": (1,), "row": (rows,), "block": blocked}[kind]
 
@@ -67,11 +67,11 @@ def _weight_scale_shape(kind: str, experts: int, rows: int, columns: int) -> tup
     return shapes[kind]
 
 
-def _transposed(b: Tensor, transposed: bool) -> Tensor:
+def as_transposed(b: Tensor, transposed: bool) -> Tensor:
     return b.mT.contiguous().mT if transposed else b
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -84,9 +84,9 @@ def _gemm_arguments(
     generator = torch.Generator().manual_seed(seed)
     return {
         "a": make_e4m3(m, k, generator=generator),
-        "b": _transposed(make_e4m3(n, k, generator=generator), transposed),
-        "a_scale": _make_scale(_dense_scale_shape(a_kind, m, k, 1), 1.0, generator),
-        "b_scale": _make_scale(_dense_scale_shape(b_kind, n, k, 128), max(k, 1) ** -0.5, generator),
+        "b": as_transposed(make_e4m3(n, k, generator=generator), transposed),
+        "a_scale": make_scale(dense_scale_shape(a_kind, m, k, 1), 1.0, generator),
+        "b_scale": make_scale(dense_scale_shape(b_kind, n, k, 128), max(k, 1) ** -0.5, generator),
         "out_dtype": out_dtype,
     }
 
@@ -100,17 +100,17 @@ def _gemm_case(
     transposed: bool = False,
     out_dtype: torch.dtype = torch.bfloat16,
 ) -> Case:
-    label = f"{m} x {n} x {k}, {a_kind} x {b_kind}, {_name(out_dtype)}" + (", [K,N]" if transposed else "")
+    label = f"{m} x {n} x {k}, {a_kind} x {b_kind}, {dtype_name(out_dtype)}" + (", [K,N]" if transposed else "")
     return Case(label, partial(_gemm_arguments, m, n, k, a_kind, b_kind, transposed, out_dtype))
 
 
 _DENSE_SHAPES = [(0, 5, 7), (1, 1, 1), (3, 0, 7), (3, 5, 0), (3, 5, 7), (8, 33, 130), (17, 130, 300), (40, 257, 129)]
 _DENSE_SHAPES += [(5, 40, 64), (2, 16, 1000)]
-_DENSE_SCALES = ("tensor", "[1]", "row", "block")
+DENSE_SCALES = ("tensor", "[1]", "row", "block")
 
 
 def _gemm_cases() -> list[Case]:
-    scales = product(_DENSE_SCALES, _DENSE_SCALES)
+    scales = product(DENSE_SCALES, DENSE_SCALES)
     variants = product(_DENSE_SHAPES, scales, (False, True), FLOATS)
     return [_gemm_case(*shape, *kinds, transposed, dtype) for shape, kinds, transposed, dtype in variants]
 
@@ -118,41 +118,6 @@ def _gemm_cases() -> list[Case]:
 def _compare_gemm(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
     sizes = {**arguments, "a": absolute(arguments["a"]), "b": absolute(arguments["b"])}
     return [compare_bounded("out", got, want, reference.fp8_gemm(**sizes))]
-
-
-def _linear_arguments(
-    shape: tuple[int, ...], n: int, dtype: torch.dtype, kind: str, transposed: bool, bias: bool, seed: int
-) -> Arguments:
-    generator = torch.Generator().manual_seed(seed)
-    k = shape[-1]
-    arguments = {
-        "x": torch.randn(shape, generator=generator).to(dtype),
-        "weight": _transposed(make_e4m3(n, k, generator=generator), transposed),
-        "weight_scale": _make_scale(_dense_scale_shape(kind, n, k, 128), max(k, 1) ** -0.5, generator),
-    }
-    return arguments | ({"bias": torch.randn(n, generator=generator).to(dtype)} if bias else {})
-
-
-def _linear_case(
-    shape: tuple[int, ...], n: int, dtype: torch.dtype, kind: str, transposed: bool = False, bias: bool = False
-) -> Case:
-    label = f"{'x'.join(map(str, shape))} x {n}, {_name(dtype)} x {kind}" + (", [K,N]" if transposed else "")
-    make = partial(_linear_arguments, shape, n, dtype, kind, transposed, bias)
-    return Case(label + (", bias" if bias else ""), make)
-
-
-def _linear_cases() -> list[Case]:
-    shapes = [((0, 7), 5), ((1, 1), 1), ((2, 0), 3), ((2, 3, 300), 130), ((17, 129), 257), ((33, 64), 40), ((7,), 5)]
-    variants = product(shapes, FLOATS, _DENSE_SCALES, ((False, False), (True, True)))
-    return [_linear_case(shape, n, dtype, kind, *rest) for (shape, n), dtype, kind, rest in variants]
-
-
-def _compare_linear(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
-    x, weight, scale = arguments["x"], arguments["weight"], arguments["weight_scale"]
-    magnitude = reference.fp8_linear(absolute(x), absolute(weight), scale)
-    if "bias" in arguments:  # the product is rounded before the bias is added
-        magnitude = magnitude + OUTPUT_UNITS[x.dtype] * reference.fp8_linear(x, weight, scale).abs()
-    return [compare_bounded("out", got, want, magnitude)]
 
 
 # ---- grouped --------------------------------------------------------------------------------------------------------
@@ -189,13 +154,13 @@ def _grouped_arguments(
     a_scale = None
     if activations not in ("bfloat16", "float32"):
         shape: tuple[int, ...] = {"static": (), "row": (rows,), "block": (rows, blocks(k))}[activations]
-        a_scale = _make_scale(shape, 1.0, generator)
+        a_scale = make_scale(shape, 1.0, generator)
     return {
         "a": a.to(getattr(torch, activations) if a_scale is None else E4M3),
-        name: _transposed(make_e4m3(len(sizes), n, k, generator=generator), transposed),
+        name: as_transposed(make_e4m3(len(sizes), n, k, generator=generator), transposed),
         "expert_offsets": offsets_of(sizes),
         "a_scale": a_scale,
-        "b_scale": _make_scale(_weight_scale_shape(kind, len(sizes), n, k), max(k, 1) ** -0.5, generator),
+        "b_scale": make_scale(_weight_scale_shape(kind, len(sizes), n, k), max(k, 1) ** -0.5, generator),
         **options,
     }
 
@@ -203,7 +168,7 @@ def _grouped_arguments(
 def _grouped_gemm_cases() -> list[Case]:
     return [
         Case(
-            f"{label}, {activations} x {kind}, {_name(out_dtype)}" + (", [E,K,N]" if transposed else ""),
+            f"{label}, {activations} x {kind}, {dtype_name(out_dtype)}" + (", [E,K,N]" if transposed else ""),
             partial(
                 _grouped_arguments, sizes, n, k, tail, activations, kind, transposed, "b", {"out_dtype": out_dtype}
             ),
@@ -272,17 +237,12 @@ def _gemm_bench_cases(preset: str | None) -> list[Case]:
     if preset is None:
         return [
             _gemm_case(64, 1024, 1024, "row", "row"),
-            *(_gemm_case(512, 4096, 4096, k, k) for k in _DENSE_SCALES[::2]),
+            *(_gemm_case(512, 4096, 4096, k, k) for k in DENSE_SCALES[::2]),
         ]
     size = {"hunyuan-large": 6400, "hunyuan-a13b": 4096}[preset]
     return [
         _gemm_case(m, size, size, *kinds) for m in (1, 32, 512) for kinds in (("tensor", "tensor"), ("block", "block"))
     ]
-
-
-def _linear_bench_cases(preset: str | None) -> list[Case]:
-    size = {"hunyuan-large": 6400, "hunyuan-a13b": 4096, None: 1024}[preset]
-    return [_linear_case((m, size), size, torch.bfloat16, "row") for m in (32, 1, 256)]
 
 
 def _grouped_bench_cases(preset: str | None, name: str, kind: str) -> list[Case]:
@@ -297,7 +257,7 @@ def _grouped_bench_cases(preset: str | None, name: str, kind: str) -> list[Case]
     return cases
 
 
-def _dense_work(a: Tensor, b: Tensor, out_size: int) -> Work:
+def dense_work(a: Tensor, b: Tensor, out_size: int) -> Work:
     rows, (n, k) = a.numel() // max(1, a.shape[-1]), b.shape
     moved = a.numel() * a.element_size() + b.numel() + rows * n * out_size
     return Work(flops=2.0 * rows * n * k, bytes=float(moved))
@@ -319,7 +279,7 @@ def _scaled_mm(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, *, out_dt
     return torch._scaled_mm(a, b.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=out_dtype)
 
 
-def _dequantized(values: Tensor, scale: Tensor | None, block_rows: int, dtype: torch.dtype) -> Tensor:
+def dequantized(values: Tensor, scale: Tensor | None, block_rows: int, dtype: torch.dtype) -> Tensor:
     """``values`` [M, K] under any scale of a matrix, in ``dtype``."""
     if scale is None:
         return values.to(dtype)
@@ -332,16 +292,8 @@ def _dequantized(values: Tensor, scale: Tensor | None, block_rows: int, dtype: t
 
 def _dequantize_and_multiply(dtype: torch.dtype) -> Callable[..., Tensor]:
     def baseline(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, *, out_dtype: torch.dtype) -> Tensor:
-        left, right = _dequantized(a, a_scale, 1, dtype), _dequantized(b, b_scale, 128, dtype)
+        left, right = dequantized(a, a_scale, 1, dtype), dequantized(b, b_scale, 128, dtype)
         return F.linear(left, right).to(out_dtype)
-
-    return baseline
-
-
-def _dequantize_and_apply(dtype: torch.dtype) -> Callable[..., Tensor]:
-    def baseline(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-        out = F.linear(x.to(dtype), _dequantized(weight, weight_scale, 128, dtype)).to(x.dtype)
-        return out if bias is None else out + bias
 
     return baseline
 
@@ -350,7 +302,7 @@ def _dequantize_per_expert(dtype: torch.dtype) -> Callable[..., Tensor]:
     def baseline(
         a: Tensor, b: Tensor, expert_offsets: Tensor, a_scale: Tensor | None, b_scale: Tensor, *, out_dtype: torch.dtype
     ) -> Tensor:
-        left = _dequantized(a, a_scale, 1, dtype)
+        left = dequantized(a, a_scale, 1, dtype)
         out = torch.zeros(a.shape[0], b.shape[1], dtype=out_dtype)
         for e, (start, end) in enumerate(pairwise(expert_offsets.tolist())):
             if end > start:
@@ -365,8 +317,8 @@ def _expert_weights(weights: Tensor, scale: Tensor, dtype: torch.dtype) -> Tenso
     """One expert's [N, K] under its scale: those of two halves are applied half by half."""
     if scale.dim() == 3 or (scale.dim() == 1 and scale.numel() == 2 != weights.shape[0]):
         halves = zip(weights.chunk(2), scale, strict=True)
-        return torch.cat([_dequantized(half, its_scale, 128, dtype) for half, its_scale in halves])
-    return _dequantized(weights, scale, 128, dtype)
+        return torch.cat([dequantized(half, its_scale, 128, dtype) for half, its_scale in halves])
+    return dequantized(weights, scale, 128, dtype)
 
 
 def _with_swiglu(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -386,7 +338,7 @@ def _first_of_scale(scale: Tensor, dim: int, rows: int) -> Tensor:
     return scale.narrow(dim, 0, min(128, rows) if scale.shape[dim] == rows else 1)
 
 
-def _sample_dense(weights: str, scale: str, arguments: Arguments, got: Tensor) -> tuple[Arguments, Tensor]:
+def sample_dense(weights: str, scale: str, arguments: Arguments, got: Tensor) -> tuple[Arguments, Tensor]:
     b, b_scale = arguments[weights], arguments[scale]
     return {**arguments, weights: b[:128], scale: _first_of_scale(b_scale, 0, b.shape[0])}, got[..., :128]
 
@@ -420,7 +372,7 @@ def _plan(name: str) -> Callable[[Arguments, int], object]:
         a_scale, b_scale = arguments["a_scale"], arguments["b_scale"]
         in_blocks = depth > 128 and (a_scale.dim() == 2 or b_scale.dim() > len(experts) + 1)
         options = {"experts": experts[0] if experts else None, "rows": a.shape[0], "columns": columns, "depth": depth}
-        out = plans.DType[_name(arguments["out_dtype"])]
+        out = plans.DType[dtype_name(arguments["out_dtype"])]
         return plans.fp8_gemm(**options, swiglu=name == "gate_up", in_blocks=in_blocks, out=out, sms=sms)
 
     return plan
@@ -435,30 +387,15 @@ SPECS = [
         compare=_compare_gemm,
         cases=_gemm_cases,
         bench_cases=_gemm_bench_cases,
-        work=lambda arguments: _dense_work(arguments["a"], arguments["b"], arguments["out_dtype"].itemsize),
+        work=lambda arguments: dense_work(arguments["a"], arguments["b"], arguments["out_dtype"].itemsize),
         baselines={
             "torch._scaled_mm": _scaled_mm,
             "F.linear in bf16": _dequantize_and_multiply(torch.bfloat16),
             "F.linear in fp32": _dequantize_and_multiply(torch.float32),
         },
-        sample=partial(_sample_dense, "b", "b_scale"),
+        sample=partial(sample_dense, "b", "b_scale"),
         on_cuda=_on_cuda,
         plan=_plan("b"),
-    ),
-    OpSpec(
-        name="fp8_linear",
-        stem="fp8_gemm",
-        function=hk.fp8_linear,
-        reference=reference.fp8_linear,
-        compare=_compare_linear,
-        cases=_linear_cases,
-        bench_cases=_linear_bench_cases,
-        work=lambda arguments: _dense_work(arguments["x"], arguments["weight"], arguments["x"].element_size()),
-        baselines={
-            "F.linear in bf16": _dequantize_and_apply(torch.bfloat16),
-            "F.linear in fp32": _dequantize_and_apply(torch.float32),
-        },
-        sample=partial(_sample_dense, "weight", "weight_scale"),
     ),
     OpSpec(
         name="grouped_gemm_fp8",
