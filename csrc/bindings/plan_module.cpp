@@ -116,37 +116,41 @@ void register_rows(py::module_& m) {
       py::arg("alignment") = 256, "The plan of swiglu for x [rows, 2 columns]; alignment of every row in bytes.");
 }
 
+// Plans of matrix products.
+template <typename Plan>
+void product_plan_class(py::module_& m, const char* name) {
+  plan_class<Plan>(m, name)
+      .def_readonly("candidates", &Plan::candidates)
+      .def_property_readonly("taken", [](const Plan& p) { return p.candidate(); })
+      .def_readonly("panel_tiles", &Plan::panel_tiles);
+}
+
+void register_product_candidate(py::module_& m) {
+  using host::ProductCandidate;
+  py::class_<ProductCandidate>(m, "ProductCandidate")
+      .def_readonly("tile_rows", &ProductCandidate::tile_rows)
+      .def_readonly("tile_columns", &ProductCandidate::tile_columns)
+      .def_readonly("cluster", &ProductCandidate::cluster, "blocks that divide the depth; 0: no kernel for few rows")
+      .def_readonly("illegal", &ProductCandidate::illegal, "why it cannot be taken; empty: it can")
+      .def_readonly("tiles", &ProductCandidate::tiles, "the most that the group sizes can make")
+      .def_readonly("likely_tiles", &ProductCandidate::likely_tiles, "with groups of equal size")
+      .def_readonly("waves", &ProductCandidate::waves)
+      .def_readonly("flops", &ProductCandidate::flops)
+      .def_readonly("bytes", &ProductCandidate::bytes)
+      .def_readonly("sm_clocks", &ProductCandidate::sm_clocks)
+      .def_readonly("memory_clocks", &ProductCandidate::memory_clocks)
+      .def_property_readonly("clocks", &ProductCandidate::clocks);
+}
+
 void register_grouped_gemm(py::module_& m) {
-  using host::GroupedGemmCandidate;
   using host::GroupedGemmForm;
-  using host::GroupedGemmPlan;
   py::native_enum<GroupedGemmForm>(m, "GroupedGemmForm", "enum.Enum")
       .value("rows", GroupedGemmForm::rows)
       .value("swiglu", GroupedGemmForm::swiglu)
       .value("swiglu_preactivation", GroupedGemmForm::swiglu_preactivation)
       .value("weight_gradient", GroupedGemmForm::weight_gradient)
       .finalize();
-  py::class_<GroupedGemmCandidate>(m, "GroupedGemmCandidate")
-      .def_readonly("tile_rows", &GroupedGemmCandidate::tile_rows)
-      .def_readonly("tile_columns", &GroupedGemmCandidate::tile_columns)
-      .def_readonly("cluster", &GroupedGemmCandidate::cluster,
-                    "blocks that divide the depth; 0: no kernel for few rows")
-      .def_readonly("illegal", &GroupedGemmCandidate::illegal, "why it cannot be taken; empty: it can")
-      .def_readonly("tiles", &GroupedGemmCandidate::tiles, "the most that the group sizes can make")
-      .def_readonly("likely_tiles", &GroupedGemmCandidate::likely_tiles, "with groups of equal size")
-      .def_readonly("waves", &GroupedGemmCandidate::waves)
-      .def_readonly("flops", &GroupedGemmCandidate::flops)
-      .def_readonly("bytes", &GroupedGemmCandidate::bytes)
-      .def_readonly("sm_clocks", &GroupedGemmCandidate::sm_clocks)
-      .def_readonly("memory_clocks", &GroupedGemmCandidate::memory_clocks)
-      .def_property_readonly("clocks", &GroupedGemmCandidate::clocks);
-  py::class_<GroupedGemmPlan>(m, "GroupedGemmPlan")
-      .def_readonly("candidates", &GroupedGemmPlan::candidates)
-      .def_property_readonly("taken", [](const GroupedGemmPlan& p) { return p.candidates[p.taken]; })
-      .def_readonly("panel_tiles", &GroupedGemmPlan::panel_tiles)
-      .def_readonly("launches", &GroupedGemmPlan::launches)
-      .def("__str__", &GroupedGemmPlan::text)
-      .def("__repr__", &GroupedGemmPlan::text);
+  product_plan_class<host::GroupedGemmPlan>(m, "GroupedGemmPlan");
   m.def(
       "grouped_gemm",
       [](GroupedGemmForm form, int64_t experts, int64_t rows, int64_t columns, int64_t depth, bool across, DType out,
@@ -163,19 +167,7 @@ void register_grouped_gemm(py::module_& m) {
 }
 
 void register_fp8_gemm(py::module_& m) {
-  using host::Fp8GemmCandidate;
-  using host::Fp8GemmPlan;
-  py::class_<Fp8GemmCandidate>(m, "Fp8GemmCandidate")
-      .def_readonly("tile_columns", &Fp8GemmCandidate::tile_columns)
-      .def_readonly("illegal", &Fp8GemmCandidate::illegal, "why it cannot be taken; empty: it can")
-      .def_readonly("tiles", &Fp8GemmCandidate::tiles, "the most that the group sizes can make")
-      .def_readonly("likely_tiles", &Fp8GemmCandidate::likely_tiles, "with groups of equal size")
-      .def_readonly("waves", &Fp8GemmCandidate::waves)
-      .def_readonly("clocks", &Fp8GemmCandidate::clocks);
-  plan_class<Fp8GemmPlan>(m, "Fp8GemmPlan")
-      .def_readonly("candidates", &Fp8GemmPlan::candidates)
-      .def_property_readonly("taken", [](const Fp8GemmPlan& p) { return p.candidates[p.taken]; })
-      .def_readonly("panel_tiles", &Fp8GemmPlan::panel_tiles);
+  product_plan_class<host::Fp8GemmPlan>(m, "Fp8GemmPlan");
   m.def(
       "fp8_gemm",
       [](std::optional<int64_t> experts, int64_t rows, int64_t columns, int64_t depth, bool swiglu, bool in_blocks,
@@ -220,6 +212,7 @@ void register_plans(py::module_& parent) {
       .def("__str__", &KernelLaunch::text)
       .def("__repr__", &KernelLaunch::text);
   register_quantize(m);
+  register_product_candidate(m);
   register_grouped_gemm(m);
   register_fp8_gemm(m);
   register_routing(m);

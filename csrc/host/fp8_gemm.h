@@ -2,10 +2,10 @@
 #pragma once
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "common/dtype.h"
 #include "driver/device.h"
+#include "host/product_plan.h"
 
 namespace hunyuan_kernels::host {
 
@@ -21,25 +21,8 @@ struct Fp8GemmProblem {
 // Columns of a row of out as they have to lie in memory: those of the result, rounded up to 16 bytes.
 int64_t row_columns(const Fp8GemmProblem& problem);
 
-// A tile of the kernels, whether it was taken or not. Times are in SM clocks, of the model in host/fp8_gemm.cpp.
-struct Fp8GemmCandidate {
-  int tile_columns;          // of b, gate and up together; rows: 128
-  std::string illegal{};     // why it cannot be taken; empty: it can
-  int64_t tiles = 0;         // the most that the group sizes can make
-  int64_t likely_tiles = 0;  // with groups of equal size
-  int64_t waves = 0;         // of the likely tiles, over the SMs
-  double clocks = 0;         // of the waves
-};
-
-struct Fp8GemmPlan {
-  Fp8GemmProblem problem;
-  std::vector<Fp8GemmCandidate> candidates;
-  size_t taken = 0;                            // of the candidates
-  int panel_tiles = 1;                         // tiles below each other that are done before the next column of tiles
-  std::vector<driver::KernelLaunch> launches;  // one; none when there is nothing to write
-
-  std::string text() const;
-};
+std::string title(const Fp8GemmProblem& problem);
+using Fp8GemmPlan = ProductPlan<Fp8GemmProblem>;
 
 // Pure: no device, no memory. Raises when the problem has more rows or tiles than the kernels can count.
 Fp8GemmPlan plan_fp8_gemm(const Fp8GemmProblem& problem, const driver::DeviceProperties& device);

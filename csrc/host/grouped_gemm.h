@@ -2,10 +2,10 @@
 #pragma once
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "common/dtype.h"
 #include "driver/device.h"
+#include "host/product_plan.h"
 
 namespace hunyuan_kernels::host {
 
@@ -26,31 +26,8 @@ struct GroupedGemmProblem {
 // rounded up to 16 bytes.
 int64_t row_columns(const GroupedGemmProblem& problem);
 
-// A way to cut the work, whether it was taken or not. Times are in SM clocks, of the model in host/grouped_gemm.cpp.
-struct GroupedGemmCandidate {
-  int tile_rows, tile_columns;  // tile_columns of b, gate and up together
-  int cluster = 0;              // blocks that divide the depth; 0: kernels/grouped_gemm_sm90.cu, which has no clusters
-  std::string illegal{};        // why it cannot be taken; empty: it can
-  int64_t tiles = 0;            // the most that the group sizes can make
-  int64_t likely_tiles = 0;     // with groups of equal size
-  int64_t waves = 0;            // of the likely tiles, over the SMs
-  double flops = 0;             // of the likely tiles
-  double bytes = 0;             // that the likely tiles load into shared memory
-  double sm_clocks = 0;         // of the waves
-  double memory_clocks = 0;     // to read the weights of the experts that have rows
-
-  double clocks() const { return sm_clocks > memory_clocks ? sm_clocks : memory_clocks; }
-};
-
-struct GroupedGemmPlan {
-  GroupedGemmProblem problem;
-  std::vector<GroupedGemmCandidate> candidates;
-  size_t taken = 0;                            // of the candidates
-  int panel_tiles = 1;                         // tiles below each other that are done before the next column of tiles
-  std::vector<driver::KernelLaunch> launches;  // one; none when there is nothing to write
-
-  std::string text() const;
-};
+std::string title(const GroupedGemmProblem& problem);
+using GroupedGemmPlan = ProductPlan<GroupedGemmProblem>;
 
 // Pure: no device, no memory. Raises when the problem has more rows or tiles than the kernels can count.
 GroupedGemmPlan plan_grouped_gemm(const GroupedGemmProblem& problem, const driver::DeviceProperties& device);

@@ -27,14 +27,12 @@
 // scales of theirs, or of the last row, and not stored. Rows past the last group have depth 0 and read no scale: zeros.
 //
 // Limits: S, N, K < 2^31 - 512; operand rows at multiples of 16 bytes; fewer than 2^31 tiles.
-#include "arch/launch.cuh"
 #include "arch/math.cuh"
-#include "arch/registers.cuh"
 #include "kernels/fp8_gemm_arguments.h"
 #include "tile/matrix_tiles.cuh"
-#include "tile/ring.cuh"
 #include "tile/slices.cuh"
 #include "tile/vector_io.cuh"
+#include "tile/warp_specialized.cuh"
 
 namespace hunyuan_kernels::kernels {
 namespace {
@@ -45,8 +43,7 @@ using tile::kBoxBytes;
 using Tile = tile::MatrixTile;
 
 constexpr int kLines = kGroupedGemmTileRows, kDepth = kFp8GemmTileDepth, kPart = kFp8GemmPartColumns;
-constexpr int kProductDepth = 32;  // of one wgmma: 32 bytes, as many as 16 bf16 have
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+constexpr int kProductDepth = 32;           // of one wgmma: 32 bytes, as many as 16 bf16 have
 constexpr uint32_t kFirstSliceBarrier = 1;  // named barriers
 
 // kInBlocks: scales of one operand or both vary along K.
@@ -58,11 +55,11 @@ struct Kernel {
 
   static constexpr int kPartBytes = kPart * kDepth, kBytesA = kLines * kDepth;
   static constexpr int kStageBytes = kBytesA + kParts * kPartBytes;
-  static constexpr int kStages = kGroupedGemmStagesBytes / kStageBytes;
-  static_assert(kStages >= 4 && kStages * kStageBytes == kGroupedGemmStagesBytes);
-  using Barriers = tile::RingBarriers<kStages>;
-  static_assert(sizeof(Barriers) <= kGroupedGemmBarriersBytes);
-  using Ring = tile::Ring<kStages>;
+  static_assert(kGroupedGemmStagesBytes % kStageBytes == 0);
+  using Frame = tile::WarpSpecialized<kGroupedGemmStagesBytes / kStageBytes, kStageBytes, kGroupedGemmSlicesBytes>;
+  static_assert(Frame::kSharedBytes <= kGroupedGemmSharedBytes);
+  using Memory = typename Frame::Memory;
+  using Ring = typename Frame::Ring;
   using Tiles = tile::MatrixTiles<GroupedGemmArguments, kLines, kOutColumns, false>;
 
   // The first column of a part, counted within its half.
@@ -72,14 +69,14 @@ struct Kernel {
 
   // ---- producer ----------------------------------------------------------------------------------------------------
 
-  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, uint32_t stages, Barriers& barriers) {
-    Ring ring(barriers);
+  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, const Memory& memory) {
+    Ring ring(memory.barriers.ring);
     Tiles tiles(a);
     const bool issues = threadIdx.x % 32 == 0;
     for (Tile t; tiles.next(t);) {
       if (!issues) continue;
       for (int32_t depth = 0; depth < t.depth_end; depth += kDepth, ring.advance()) {
-        const uint32_t stage = stages + ring.stage() * kStageBytes;
+        const uint32_t stage = memory.stage(ring.stage());
         ring.fill(kStageBytes);
         arch::load_box(stage, &a.a, ring.full(), depth, t.line);
 #pragma unroll
@@ -123,18 +120,10 @@ struct Kernel {
 
   // `row`: the first of the two rows of this thread.
   __device__ __forceinline__ static void multiply_tile(float (&sums)[kParts][kPart / 2], const Fp8GemmArguments& a,
-                                                       const Tile& t, int half, int32_t row, uint32_t stages,
+                                                       const Tile& t, int half, int32_t row, const Memory& memory,
                                                        Ring& ring) {
     const bool signals = threadIdx.x % 32 == 0;
-    if (t.line + 64 * half >= t.line_end) {
-      // One lane: the others could be so late that the stage was filled twice, and its parity is that of before.
-      for (int32_t depth = 0; depth < t.depth_end; depth += kDepth, ring.advance())
-        if (signals) {
-          ring.wait_until_full();
-          ring.release(ring.stage());
-        }
-      return;
-    }
+    if (t.line + 64 * half >= t.line_end) return ring.pass(0, t.depth_end, kDepth);
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
 #pragma unroll
@@ -142,7 +131,7 @@ struct Kernel {
     float transient[kPart / 2];
     Factors factors;
     for (int32_t depth = 0; depth < t.depth_end; depth += kDepth, ring.advance()) {
-      const uint32_t stage = stages + ring.stage() * kStageBytes;
+      const uint32_t stage = memory.stage(ring.stage());
       const uint64_t lines = tile::operand_descriptor<Major::k>(stage + half * kBoxBytes);
       ring.wait_until_full();
 #pragma unroll
@@ -211,18 +200,18 @@ struct Kernel {
     }
   }
 
-  __device__ __forceinline__ static void consume(const Fp8GemmArguments& a, uint32_t stages, uint32_t buffers,
-                                                 Barriers& barriers) {
+  __device__ __forceinline__ static void consume(const Fp8GemmArguments& a, const Memory& memory) {
     const int half = threadIdx.x / 128 - 1;
     const GroupedGemmArguments& product = a.product;
-    Ring ring(barriers);
+    Ring ring(memory.barriers.ring);
     Tiles tiles(product);
-    tile::Slices slices(buffers + half * tile::kSliceBuffers * kBoxBytes, kFirstSliceBarrier + half, threadIdx.x % 128);
+    tile::Slices slices(arch::shared_address(memory.scratch) + half * tile::kSliceBuffers * kBoxBytes,
+                        kFirstSliceBarrier + half, threadIdx.x % 128);
     float sums[kParts][kPart / 2];
     for (Tile t; tiles.next(t);) {
       const int32_t line = t.line + 64 * half;
       const int32_t row = line + static_cast<int32_t>(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4);
-      multiply_tile(sums, a, t, half, row, stages, ring);
+      multiply_tile(sums, a, t, half, row, memory, ring);
       if (line >= t.line_end) continue;
       scale_sums(sums, a, t, row);
       if constexpr (kSwiglu) {
@@ -240,26 +229,10 @@ struct Kernel {
   }
 
   __device__ __forceinline__ static void run(const Fp8GemmArguments& a) {
-    extern __shared__ __align__(1024) uint8_t memory[];
-    auto& barriers = *reinterpret_cast<Barriers*>(memory + kGroupedGemmStagesBytes + kGroupedGemmSlicesBytes);
-    const uint32_t stages = arch::shared_address(memory), buffers = stages + kGroupedGemmStagesBytes;
-    if (threadIdx.x == 0) {
-      barriers.initialize(8);
-      arch::fence_barrier_initialization();
-      arch::prefetch_tensor_map(&a.product.a);
-      arch::prefetch_tensor_map(&a.product.b);
-      arch::prefetch_tensor_map(&a.product.out);
-    }
-    __syncthreads();
-    arch::wait_for_previous_launch();
-    if (threadIdx.x < 128) {
-      arch::shrink_to_registers<kProducerRegisters>();
-      if (threadIdx.x < 32) produce(a.product, stages, barriers);
-      arch::allow_next_launch();
-    } else {
-      arch::grow_to_registers<kConsumerRegisters>();
-      consume(a, stages, buffers, barriers);
-    }
+    const GroupedGemmArguments& product = a.product;
+    Frame::template run<true, false>([&](const Memory& memory) { produce(product, memory); },
+                                     [&](const Memory& memory) { consume(a, memory); }, product.a, product.b,
+                                     product.out);
   }
 };
 

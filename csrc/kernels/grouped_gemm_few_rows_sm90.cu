@@ -23,15 +23,13 @@
 //
 // Limits: those of kernels/grouped_gemm_sm90.cu. Any distribution of rows is right; a group with many rows has its
 // weights read again (from L2, mostly) for every kTokens rows.
-#include "arch/launch.cuh"
 #include "arch/math.cuh"
-#include "arch/tensor_copy.cuh"
 #include "kernels/grouped_gemm_arguments.h"
 #include "tile/cluster_sum.cuh"
 #include "tile/expert_lanes.cuh"
 #include "tile/expert_tiles.cuh"
 #include "tile/operand.cuh"
-#include "tile/ring.cuh"
+#include "tile/warp_specialized.cuh"
 
 namespace hunyuan_kernels::kernels {
 namespace {
@@ -49,20 +47,22 @@ struct Tile {
   int32_t depth, depth_end;  // of this block
 };
 
+struct SumBarriers {
+  tile::ClusterSumBarriers sum;
+  __device__ void initialize() { sum.initialize(tile::kConsumerWarps * arch::cluster_size()); }
+};
+
 template <int kTokens, int kParts, Major kMajorWeights, typename Output>
 struct FewRows {
   static constexpr int kTokensOffset = kParts * kFewRowsWeights * tile::kSwizzledRowBytes;  // in a stage
   static constexpr int kStageBytes = few_rows_stage_bytes(kTokens, kParts);
-  static constexpr int kStages = few_rows_stages(kTokens, kParts);
-  static_assert(kStages >= 4 && kStageBytes % 1024 == 0);
   static constexpr int kValues = kTokens / 2;  // sums of a thread, for each part
-  using Ring = tile::Ring<kStages>;
+  using Frame = tile::WarpSpecialized<few_rows_stages(kTokens, kParts), kStageBytes,
+                                      few_rows_sums_bytes(kTokens, kParts), SumBarriers>;
+  static_assert(Frame::kSharedBytes <= few_rows_shared_bytes(kTokens, kParts));
+  using Memory = typename Frame::Memory;
+  using Ring = typename Frame::Ring;
   using Sum = tile::ClusterSum<256>;
-  struct Barriers {
-    tile::RingBarriers<kStages> ring;
-    tile::ClusterSumBarriers sum;
-  };
-  static_assert(sizeof(Barriers) <= kFewRowsBarriersBytes);
 
   class Tiles {
    public:
@@ -102,15 +102,15 @@ struct FewRows {
     int32_t depth_, depth_end_;
   };
 
-  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, uint32_t stages, Barriers& barriers) {
-    Ring ring(barriers.ring);
+  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, const Memory& memory) {
+    Ring ring(memory.barriers.ring);
     Tiles tiles(a);
     const bool issues = threadIdx.x % 32 == 0;
     for (Tile t; tiles.next(t);) {
       if (!issues) continue;
       for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
         ring.fill(kStageBytes);
-        const uint32_t stage = stages + ring.stage() * kStageBytes;
+        const uint32_t stage = memory.stage(ring.stage());
         constexpr int kBoxLines = kMajorWeights == Major::k ? kFewRowsWeights : 64;
 #pragma unroll
         for (int line = 0; line < kParts * kFewRowsWeights; line += kBoxLines) {
@@ -127,7 +127,7 @@ struct FewRows {
   }
 
   __device__ __forceinline__ static void multiply_tile(float (&sums)[kParts][kValues], const Tile& t, int half,
-                                                       uint32_t stages, Ring& ring) {
+                                                       const Memory& memory, Ring& ring) {
     const bool signals = threadIdx.x % 32 == 0;
     if (t.depth >= t.depth_end) {
 #pragma unroll
@@ -139,7 +139,7 @@ struct FewRows {
     uint32_t in_flight = 0;  // the stage whose products were issued last
     for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
       ring.wait_until_full();
-      const uint32_t stage = stages + ring.stage() * kStageBytes;
+      const uint32_t stage = memory.stage(ring.stage());
       const uint64_t tokens = tile::operand_descriptor<Major::k>(stage + kTokensOffset);
       arch::fence_products();
 #pragma unroll
@@ -193,15 +193,14 @@ struct FewRows {
       }
   }
 
-  __device__ __forceinline__ static void consume(const GroupedGemmArguments& a, uint32_t stages, float* addends,
-                                                 Barriers& barriers) {
+  __device__ __forceinline__ static void consume(const GroupedGemmArguments& a, const Memory& memory) {
     const int half = threadIdx.x / 128 - 1;
-    Ring ring(barriers.ring);
+    Ring ring(memory.barriers.ring);
     Tiles tiles(a);
-    Sum sum(barriers.sum, addends, threadIdx.x - 128);
+    Sum sum(memory.barriers.more.sum, reinterpret_cast<float*>(memory.scratch), threadIdx.x - 128);
     float sums[kParts][kValues];
     for (Tile t; tiles.next(t);) {
-      multiply_tile(sums, t, half, stages, ring);
+      multiply_tile(sums, t, half, memory, ring);
       sum.exchange([&](auto&& write) {
 #pragma unroll
         for (int value = 0; value < kParts * kValues; ++value) write(value, sums[value / kValues][value % kValues]);
@@ -213,28 +212,8 @@ struct FewRows {
   }
 
   __device__ __forceinline__ static void run(const GroupedGemmArguments& a) {
-    extern __shared__ __align__(1024) uint8_t memory[];
-    auto* addends = reinterpret_cast<float*>(memory + kStages * kStageBytes);
-    auto& barriers =
-        *reinterpret_cast<Barriers*>(memory + kStages * kStageBytes + few_rows_sums_bytes(kTokens, kParts));
-    const uint32_t stages = arch::shared_address(memory);
-    if (threadIdx.x == 0) {
-      barriers.ring.initialize(8);
-      barriers.sum.initialize(8 * arch::cluster_size());
-      arch::fence_barrier_initialization();
-      arch::prefetch_tensor_map(&a.a);
-      arch::prefetch_tensor_map(&a.b);
-    }
-    __syncwarp();
-    arch::cluster_arrive();
-    arch::cluster_wait();
-    arch::wait_for_previous_launch();
-    if (threadIdx.x < 128) {
-      if (threadIdx.x < 32) produce(a, stages, barriers);
-      arch::allow_next_launch();
-    } else {
-      consume(a, stages, addends, barriers);
-    }
+    Frame::template run<false, true>([&](const Memory& memory) { produce(a, memory); },
+                                     [&](const Memory& memory) { consume(a, memory); }, a.a, a.b);
   }
 };
 

@@ -31,14 +31,12 @@
 // and columns end with the tensor, where TMA stores end by themselves.
 //
 // Limits: S, N, K < 2^31 - 512; operand rows at multiples of 16 bytes; fewer than 2^31 tiles.
-#include "arch/launch.cuh"
 #include "arch/math.cuh"
-#include "arch/registers.cuh"
 #include "kernels/grouped_gemm_arguments.h"
 #include "tile/matrix_tiles.cuh"
-#include "tile/ring.cuh"
 #include "tile/slices.cuh"
 #include "tile/vector_io.cuh"
+#include "tile/warp_specialized.cuh"
 
 namespace hunyuan_kernels::kernels {
 namespace {
@@ -52,8 +50,6 @@ using tile::kProductDepth;
 enum class Form { rows, swiglu, swiglu_preactivation, weight_gradient };
 
 constexpr int kLines = kGroupedGemmTileRows;
-// Registers per thread of the warpgroups: 128 * 40 + 256 * 232 is what a block of 384 threads x 168 registers has.
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 constexpr uint32_t kConsumersBarrier = 1, kFirstSliceBarrier = 2;  // named barriers
 
 using Tile = tile::MatrixTile;
@@ -70,11 +66,11 @@ struct Kernel {
   static_assert(!kSwiglu || kOutColumns == kGroupedGemmSwigluColumns);
 
   static constexpr int kBytesA = kLines * kDepth * 2, kStageBytes = kBytesA + kTileColumns * kDepth * 2;
-  static constexpr int kStages = kGroupedGemmStagesBytes / kStageBytes;
-  static_assert(kStages >= 4 && kStages * kStageBytes == kGroupedGemmStagesBytes);
-  using Barriers = tile::RingBarriers<kStages>;
-  static_assert(sizeof(Barriers) <= kGroupedGemmBarriersBytes);
-  using Ring = tile::Ring<kStages>;
+  static_assert(kGroupedGemmStagesBytes % kStageBytes == 0);
+  using Frame = tile::WarpSpecialized<kGroupedGemmStagesBytes / kStageBytes, kStageBytes, kGroupedGemmSlicesBytes>;
+  static_assert(Frame::kSharedBytes <= kGroupedGemmSharedBytes);
+  using Memory = typename Frame::Memory;
+  using Ring = typename Frame::Ring;
   using Tiles = tile::MatrixTiles<GroupedGemmArguments, kLines, kOutColumns, kWeightGradient>;
 
   // ---- producer ----------------------------------------------------------------------------------------------------
@@ -100,15 +96,15 @@ struct Kernel {
     }
   }
 
-  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, uint32_t stages, Barriers& barriers) {
-    Ring ring(barriers);
+  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, const Memory& memory) {
+    Ring ring(memory.barriers.ring);
     Tiles tiles(a);
     const bool issues = threadIdx.x % 32 == 0;
     for (Tile t; tiles.next(t);) {
       if (!issues) continue;
       for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
         ring.fill(kStageBytes);
-        load(a, t, depth, stages + ring.stage() * kStageBytes, ring.full());
+        load(a, t, depth, memory.stage(ring.stage()), ring.full());
       }
     }
   }
@@ -141,18 +137,9 @@ struct Kernel {
   }
 
   __device__ __forceinline__ static void multiply_tile(float (&sums)[kTileColumns / 2], const Tile& t, int half,
-                                                       uint32_t stages, Ring& ring) {
+                                                       const Memory& memory, Ring& ring) {
     const bool signals = threadIdx.x % 32 == 0;
-    const bool multiplies = kWeightGradient || t.line + 64 * half < t.line_end;
-    if (!multiplies) {
-      // One lane: the others could be so late that the stage was filled twice, and its parity is that of before.
-      for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance())
-        if (signals) {
-          ring.wait_until_full();
-          ring.release(ring.stage());
-        }
-      return;
-    }
+    if (!kWeightGradient && t.line + 64 * half >= t.line_end) return ring.pass(t.depth, t.depth_end, kDepth);
     uint32_t in_flight = 0;  // the stage whose products were issued last
     if (t.depth >= t.depth_end) {
 #pragma unroll
@@ -164,7 +151,7 @@ struct Kernel {
     constexpr int kWhole = kWeightGradient ? kDepth : 1;  // elsewhere depths past the end are zeros
     for (; depth + kWhole <= t.depth_end; depth += kDepth, ring.advance()) {
       ring.wait_until_full();
-      multiply<kDepth / kProductDepth>(sums, stages + ring.stage() * kStageBytes, half, depth > t.depth);
+      multiply<kDepth / kProductDepth>(sums, memory.stage(ring.stage()), half, depth > t.depth);
       arch::commit_products();
       arch::wait_for_products<1>();
       if (signals && depth > t.depth) ring.release(in_flight);
@@ -177,7 +164,7 @@ struct Kernel {
     if (!kWeightGradient || depth >= t.depth_end) return;
     // The end of a group, product by product.
     const int valid = t.depth_end - depth;
-    const uint32_t stage = stages + ring.stage() * kStageBytes;
+    const uint32_t stage = memory.stage(ring.stage());
     ring.wait_until_full();
     zero_past_end(stage, valid);
     for (int step = 0; step * kProductDepth < valid; ++step) {
@@ -215,15 +202,15 @@ struct Kernel {
     }
   }
 
-  __device__ __forceinline__ static void consume(const GroupedGemmArguments& a, uint32_t stages, uint32_t buffers,
-                                                 Barriers& barriers) {
+  __device__ __forceinline__ static void consume(const GroupedGemmArguments& a, const Memory& memory) {
     const int half = threadIdx.x / 128 - 1;
-    Ring ring(barriers);
+    Ring ring(memory.barriers.ring);
     Tiles tiles(a);
-    tile::Slices slices(buffers + half * tile::kSliceBuffers * kBoxBytes, kFirstSliceBarrier + half, threadIdx.x % 128);
+    tile::Slices slices(arch::shared_address(memory.scratch) + half * tile::kSliceBuffers * kBoxBytes,
+                        kFirstSliceBarrier + half, threadIdx.x % 128);
     float sums[kTileColumns / 2];
     for (Tile t; tiles.next(t);) {
-      multiply_tile(sums, t, half, stages, ring);
+      multiply_tile(sums, t, half, memory, ring);
       if (t.line + 64 * half >= t.line_end) continue;
       if (kWeightGradient && a.accumulate && t.depth >= t.depth_end) continue;
       if constexpr (kSwiglu) {
@@ -244,26 +231,8 @@ struct Kernel {
   }
 
   __device__ __forceinline__ static void run(const GroupedGemmArguments& a) {
-    extern __shared__ __align__(1024) uint8_t memory[];
-    auto& barriers = *reinterpret_cast<Barriers*>(memory + kGroupedGemmStagesBytes + kGroupedGemmSlicesBytes);
-    const uint32_t stages = arch::shared_address(memory), buffers = stages + kGroupedGemmStagesBytes;
-    if (threadIdx.x == 0) {
-      barriers.initialize(8);
-      arch::fence_barrier_initialization();
-      arch::prefetch_tensor_map(&a.a);
-      arch::prefetch_tensor_map(&a.b);
-      arch::prefetch_tensor_map(&a.out);
-    }
-    __syncthreads();
-    arch::wait_for_previous_launch();
-    if (threadIdx.x < 128) {
-      arch::shrink_to_registers<kProducerRegisters>();
-      if (threadIdx.x < 32) produce(a, stages, barriers);
-      arch::allow_next_launch();
-    } else {
-      arch::grow_to_registers<kConsumerRegisters>();
-      consume(a, stages, buffers, barriers);
-    }
+    Frame::template run<true, false>([&](const Memory& memory) { produce(a, memory); },
+                                     [&](const Memory& memory) { consume(a, memory); }, a.a, a.b, a.out);
   }
 };
 

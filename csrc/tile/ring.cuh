@@ -43,6 +43,16 @@ class Ring {
   // The consumers' part. By every thread, and by one lane of each warp.
   __device__ __forceinline__ void wait_until_full() { wait(full(), parity_); }
   __device__ __forceinline__ void release(uint32_t stage) { arch::arrive(&barriers_.empty[stage]); }
+  // By warps that do not use the stages of the depths begin, begin + step, ... below end.
+  __device__ __forceinline__ void pass(int32_t begin, int32_t end, int32_t step) {
+    // One lane: the others could be so late that the stage was filled twice, and its parity is that of before.
+    const bool signals = threadIdx.x % 32 == 0;
+    for (int32_t depth = begin; depth < end; depth += step, advance())
+      if (signals) {
+        wait_until_full();
+        release(stage_);
+      }
+  }
 
  private:
   __device__ __forceinline__ static void wait(uint64_t* barrier, uint32_t parity) {
