@@ -121,39 +121,54 @@ Tensor grouped_swiglu_fp8(const Tensor& a, const Tensor& gate_up, const Tensor& 
   return swiglu(op, in, checked_out_dtype(op, out_dtype));
 }
 
-// The result quantized from its fp32 values: with out_scale, or in blocks of 1 x 128.
-std::tuple<Tensor, Tensor> grouped_swiglu_fp8_quantized(const Tensor& a, const Tensor& gate_up,
-                                                        const Tensor& expert_offsets, std::optional<Tensor> a_scale,
-                                                        const Tensor& b_scale, std::optional<Tensor> out_scale) {
+// The e4m3 results: those in fp32, quantized with `given`, or in blocks of 1 x 128 whose scales are put into `fresh`.
+Tensor quantized_swiglu(const Tensor& a, const Tensor& gate_up, const Tensor& expert_offsets,
+                        const std::optional<Tensor>& a_scale, const Tensor& b_scale, const Tensor* given,
+                        std::optional<Tensor>* fresh) {
   constexpr const char* op = "grouped_swiglu_fp8";
-  check(!DeviceCall(op, a), op, "out_dtype",
-        "is float8_e4m3fn; on a GPU: bfloat16 or float32. Quantize that with quantize_fp8()");
-  const GroupedArguments in(op, a, gate_up, "gate_up", "[E, 2I, K]", expert_offsets, a_scale, b_scale, true);
-  if (out_scale) {
-    check_scale(op, "out_scale", *out_scale, "a", a);
-    check(out_scale->numel() == 1, op, "out_scale", "has shape ", shape_text(*out_scale),
+  if (given) {
+    check_scale(op, "out_scale", *given, "a", a);
+    check(given->numel() == 1, op, "out_scale", "has shape ", shape_text(*given),
           "; one element is required, or None for fresh scales of 1 x 128 blocks");
   }
+  if (DeviceCall call(op, a); call) {
+    std::optional<Tensor> given_scale;
+    if (given) given_scale = *given;
+    return device::multiply_fp8(op, call, true, a, "gate_up", gate_up, expert_offsets, a_scale, b_scale,
+                                ScalarType::Float8_e4m3fn, given ? &given_scale : fresh);
+  }
+  const GroupedArguments in(op, a, gate_up, "gate_up", "[E, 2I, K]", expert_offsets, a_scale, b_scale, true);
   const Tensor exact = swiglu(op, in, ScalarType::Float);
   const int64_t rows = exact.size(0), columns = exact.size(1);
   Tensor q = empty({rows, columns}, ScalarType::Float8_e4m3fn, in.a);
-  Tensor scale = out_scale ? empty({}, ScalarType::Float, in.a)
-                           : empty_activation_scale(-1, rows, ceil_div(columns, kFp8ScaleBlock), in.a);
   cpu::QuantizeArguments arguments{};
-  arguments.recipe = out_scale ? QuantizeRecipe::tensor : QuantizeRecipe::block_1x128;
+  arguments.recipe = given ? QuantizeRecipe::tensor : QuantizeRecipe::block_1x128;
   arguments.x = exact.const_data_ptr();
   arguments.dtype = DType::float32;
   arguments.matrices = 1, arguments.rows = rows, arguments.columns = columns, arguments.row_stride = columns;
   arguments.q = data<float8_e4m3fn>(q);
-  arguments.scale = data<float>(scale);
-  if (out_scale) {
-    *arguments.scale = *const_data<float>(*out_scale);
-    arguments.static_scale = arguments.scale;
+  if (given) {
+    arguments.static_scale = const_data<float>(*given);
   } else {
-    arguments.scale_row_stride = 1, arguments.scale_column_stride = scale.stride(1);
+    *fresh = empty_activation_scale(-1, rows, ceil_div(columns, kFp8ScaleBlock), in.a);
+    arguments.scale = data<float>(**fresh);
+    arguments.scale_row_stride = 1, arguments.scale_column_stride = (*fresh)->stride(1);
   }
   cpu::quantize_fp8(arguments, torch_threads());
-  return {q, scale};
+  return q;
+}
+
+std::tuple<Tensor, Tensor> grouped_swiglu_fp8_quantized(const Tensor& a, const Tensor& gate_up,
+                                                        const Tensor& expert_offsets, std::optional<Tensor> a_scale,
+                                                        const Tensor& b_scale) {
+  std::optional<Tensor> scale;
+  Tensor q = quantized_swiglu(a, gate_up, expert_offsets, a_scale, b_scale, nullptr, &scale);
+  return {q, *scale};
+}
+
+Tensor grouped_swiglu_fp8_static(const Tensor& a, const Tensor& gate_up, const Tensor& expert_offsets,
+                                 std::optional<Tensor> a_scale, const Tensor& b_scale, const Tensor& out_scale) {
+  return quantized_swiglu(a, gate_up, expert_offsets, a_scale, b_scale, &out_scale, nullptr);
 }
 
 }  // namespace
@@ -170,8 +185,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
       "grouped_swiglu_fp8(Tensor a, Tensor gate_up, Tensor expert_offsets, Tensor? a_scale, Tensor b_scale, ScalarType "
       "out_dtype) -> Tensor");
   m.def(
-      "grouped_swiglu_fp8_quantized(Tensor a, Tensor gate_up, Tensor expert_offsets, Tensor? a_scale, Tensor b_scale, "
-      "Tensor? out_scale) -> (Tensor q, Tensor scale)");
+      "grouped_swiglu_fp8_quantized(Tensor a, Tensor gate_up, Tensor expert_offsets, Tensor? a_scale, Tensor b_scale) "
+      "-> (Tensor q, Tensor scale)");
+  m.def(
+      "grouped_swiglu_fp8_static(Tensor a, Tensor gate_up, Tensor expert_offsets, Tensor? a_scale, Tensor b_scale, "
+      "Tensor out_scale) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
@@ -181,6 +199,7 @@ STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
   m.impl("grouped_gemm_fp8", TORCH_BOX(&hunyuan_kernels::grouped_gemm_fp8));
   m.impl("grouped_swiglu_fp8", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8));
   m.impl("grouped_swiglu_fp8_quantized", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_quantized));
+  m.impl("grouped_swiglu_fp8_static", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_static));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CUDA, m) {
@@ -188,4 +207,5 @@ STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CUDA, m) {
   m.impl("grouped_gemm_fp8", TORCH_BOX(&hunyuan_kernels::grouped_gemm_fp8));
   m.impl("grouped_swiglu_fp8", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8));
   m.impl("grouped_swiglu_fp8_quantized", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_quantized));
+  m.impl("grouped_swiglu_fp8_static", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_static));
 }

@@ -2,6 +2,7 @@
 
 #include "bindings/fp8_scales.h"
 #include "bindings/tensor_map_operand.h"
+#include "common/integer_math.h"
 #include "host/fp8_gemm.h"
 
 namespace hunyuan_kernels::device {
@@ -20,7 +21,8 @@ void check_activations(const char* op, const Tensor& a) {
 
 Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor& a_given, const char* b_name,
                     const Tensor& b_given, const std::optional<Tensor>& expert_offsets,
-                    const std::optional<Tensor>& a_scale, const Tensor& b_scale_given, ScalarType out_dtype) {
+                    const std::optional<Tensor>& a_scale, const Tensor& b_scale_given, ScalarType out_dtype,
+                    std::optional<Tensor>* out_scale) {
   const bool grouped = expert_offsets.has_value();
   const char* a_shape = grouped ? "[S, K]" : "[M, K]";
   const char* b_shape = !grouped ? "[N, K]" : swiglu ? "[E, 2I, K]" : "[E, N, K]";
@@ -48,8 +50,11 @@ Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor&
 
   const int64_t columns = swiglu ? problem.columns / 2 : problem.columns;
   Tensor out = empty({problem.rows, host::row_columns(problem)}, out_dtype, a_given);
+  const bool fresh = out_scale && !*out_scale;
+  if (fresh) *out_scale = empty_activation_scale(-1, problem.rows, ceil_div(columns, cpu::kFp8ScaleBlock), a_given);
   if (problem.experts * problem.depth == 0) {
     stable::zero_(out);
+    if (fresh) stable::fill_(**out_scale, 1.0);
   } else if (problem.rows * problem.columns > 0) {
     const Tensor a = suitable(a_given, 1), b = suitable(b_given, grouped + 1);
     host::Fp8GemmPointers pointers{};
@@ -70,6 +75,12 @@ Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor&
     pointers.b_scale_block_stride = weight.blocks ? weight.block_stride : 0;
     problem.in_blocks = pointers.a_scale_block_stride != 0 || pointers.b_scale_block_stride != 0;
     pointers.out = call.writes<void>("out", out);
+    if (fresh) {
+      pointers.out_scale = call.writes<float>("scale", **out_scale);
+      pointers.out_scale_block_stride = (*out_scale)->stride(1);
+    } else if (out_scale) {
+      pointers.given_out_scale = call.reads<float>("out_scale", **out_scale);
+    }
     host::launch_fp8_gemm(host::plan_fp8_gemm(problem, call.properties()), pointers, call.stream());
     call.finish();
   }

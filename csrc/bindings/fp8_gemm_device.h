@@ -4,9 +4,10 @@
 
 namespace hunyuan_kernels::device {
 
-// b [N, K] without expert_offsets, else [E, N, K]; with `swiglu` [E, 2I, K].
+// b [N, K] without expert_offsets, else [E, N, K]; with `swiglu` [E, 2I, K]. `out_scale` with float8_e4m3fn alone: one
+// scale that has been checked; or none, and fresh ones of 1 x 128 blocks are put there.
 Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor& a, const char* b_name, const Tensor& b,
                     const std::optional<Tensor>& expert_offsets, const std::optional<Tensor>& a_scale,
-                    const Tensor& b_scale, ScalarType out_dtype);
+                    const Tensor& b_scale, ScalarType out_dtype, std::optional<Tensor>* out_scale = nullptr);
 
 }  // namespace hunyuan_kernels::device

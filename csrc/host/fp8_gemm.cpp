@@ -14,6 +14,11 @@ const char* name_of(const Fp8GemmProblem& p) {
   return p.grouped ? "grouped_gemm_fp8" : "fp8_gemm";
 }
 
+const char* out_name(const Fp8GemmProblem& p) {
+  if (p.out == DType::float8_e4m3fn) return "e4m3";
+  return p.out == DType::float32 ? "float32" : "bfloat16";
+}
+
 int64_t result_columns(const Fp8GemmProblem& p) { return p.swiglu ? p.columns / 2 : p.columns; }
 
 }  // namespace
@@ -46,8 +51,8 @@ Fp8GemmPlan plan_fp8_gemm(const Fp8GemmProblem& problem, const driver::DevicePro
   driver::KernelLaunch launch = plan.launch_of(device.sms);
   launch.stem = "fp8_gemm";
   launch.kernel = std::string("fp8_gemm_") +
-                  (problem.swiglu ? "swiglu" : "rows_" + std::to_string(plan.candidate().tile_columns)) +
-                  (problem.out == DType::float32 ? "_float32" : "_bfloat16") + (problem.in_blocks ? "_blocks" : "");
+                  (problem.swiglu ? "swiglu" : "rows_" + std::to_string(plan.candidate().tile_columns)) + "_" +
+                  out_name(problem) + (problem.in_blocks ? "_blocks" : "");
   launch.block.x = kernels::kGroupedGemmThreads;
   launch.shared_bytes = kernels::kGroupedGemmSharedBytes;
   plan.launches.push_back(launch);
@@ -57,7 +62,7 @@ Fp8GemmPlan plan_fp8_gemm(const Fp8GemmProblem& problem, const driver::DevicePro
 std::string title(const Fp8GemmProblem& p) {
   std::string text = std::string(name_of(p)) + " " + extents_text({p.rows, p.depth}) + " x ";
   text += p.grouped ? extents_text({p.experts, p.columns, p.depth}) : extents_text({p.columns, p.depth});
-  text += " -> " + extents_text({p.rows, result_columns(p)}) + (p.out == DType::float32 ? " float32" : " bfloat16");
+  text += " -> " + extents_text({p.rows, result_columns(p)}) + " " + out_name(p);
   return text + (p.in_blocks ? ", scales of blocks" : ", scales of rows and columns");
 }
 
@@ -98,6 +103,7 @@ void launch_fp8_gemm(const Fp8GemmPlan& plan, const Fp8GemmPointers& pointers, d
                        pointers.b_scale_block_stride,
                        pointers.b_scale_per_channel,
                        pointers.b_scale_block_stride != 0};
+  arguments.out_scale = {pointers.given_out_scale, pointers.out_scale, pointers.out_scale_block_stride};
   void* parameters[] = {&arguments};
   stream.launch(plan.launches[0], parameters);
 }

@@ -14,8 +14,8 @@ struct Fp8GemmProblem {
   bool swiglu;
   bool grouped;  // false: one matrix, experts = 1, no offsets
   int64_t experts, rows, columns, depth;
-  bool in_blocks = false;  // scales of one operand or both vary along the depth
-  DType out = DType::bfloat16;
+  bool in_blocks = false;       // scales of one operand or both vary along the depth
+  DType out = DType::bfloat16;  // float32; SwiGLU also float8_e4m3fn
 };
 
 // Columns of a row of out as they have to lie in memory: those of the result, rounded up to 16 bytes.
@@ -40,7 +40,10 @@ struct Fp8GemmPointers {
   const float* b_scale;
   int64_t b_scale_expert_stride, b_scale_half_stride, b_scale_column_block_stride, b_scale_block_stride;
   bool b_scale_per_channel;
-  void* out;  // [rows, row_columns], contiguous
+  void* out;                     // [rows, row_columns], contiguous
+  const float* given_out_scale;  // out in e4m3: one scale, or null for fresh ones of 1 x 128 blocks
+  float* out_scale;              // the fresh ones: out_scale[row + block * out_scale_block_stride]
+  int64_t out_scale_block_stride;
 };
 
 void launch_fp8_gemm(const Fp8GemmPlan& plan, const Fp8GemmPointers& pointers, driver::Stream& stream);

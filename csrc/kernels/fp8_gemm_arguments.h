@@ -24,11 +24,20 @@ struct Fp8WeightScale {
   uint32_t per_channel, in_blocks;
 };
 
+// Of a result in e4m3: one scale that is given, or fresh ones, of row r and block column / 128 at
+// data[r + block * block_stride].
+struct Fp8ResultScale {
+  const float* given;  // null: fresh
+  float* data;
+  int64_t block_stride;
+};
+
 struct Fp8GemmArguments {
   // Operands in e4m3: a as [K, S], box 128 x 128; b as [K, N, E], box 128 x 128 x 1. expert_offsets null: one matrix.
   GroupedGemmArguments product;
   Fp8ActivationScale a_scale;
   Fp8WeightScale b_scale;
+  Fp8ResultScale out_scale;
 };
 
 }  // namespace hunyuan_kernels::kernels

@@ -6,7 +6,8 @@
 //
 // Shapes and boxes: kernels/fp8_gemm_arguments.h. Both operands contiguous along K (e4m3 wgmma takes no other); bf16 or
 // fp32 out, contiguous. Scales that are the same along K multiply the finished sums, the others the sum of each 128 of
-// K.
+// K. SwiGLU also to e4m3, from the fp32 values: q[r, i] = out[r, i] / s, under a given scale s or a fresh one of each
+// 128 of I (tile/quantize.cuh).
 //
 // Who does what: as in kernels/grouped_gemm_sm90.cu. As many blocks as SMs walk over tiles of 128 rows x 256 (or 128)
 // columns. Of a block,
@@ -15,7 +16,9 @@
 //   warpgroups 1-2 each multiply 64 of the rows, 128 columns at a time: four m64n128k32 into 64 transient registers,
 //                  then one FFMA for each of them into the sums. Tensor cores keep about 14 bits of an e4m3 sum: they
 //                  never add more than 128 of K. While one warpgroup adds, the other one multiplies.
-//                  Then the epilogue: scales, slices of 64 rows x 128 bytes through shared memory, out by TMA.
+//                  Then the epilogue: scales, slices of 64 rows x 128 bytes through shared memory, out by TMA. To e4m3
+//                  a tile of SwiGLU is one slice and one block of fresh scales: the four lanes that hold a row find
+//                  its maximum, and eight rows' scales leave side by side (M-major).
 //
 //   producer  a, b --TMA--> [ stage | stage | stage | stage ] --wgmma--> transient --FFMA--> sums --> [ slice ]
 //   --TMA--> out
@@ -30,8 +33,8 @@
 #include "arch/math.cuh"
 #include "kernels/fp8_gemm_arguments.h"
 #include "tile/matrix_tiles.cuh"
+#include "tile/quantize.cuh"
 #include "tile/slices.cuh"
-#include "tile/vector_io.cuh"
 #include "tile/warp_specialized.cuh"
 
 namespace hunyuan_kernels::kernels {
@@ -39,6 +42,7 @@ namespace {
 
 using arch::Major;
 using tile::bfloat16;
+using tile::e4m3;
 using tile::kBoxBytes;
 using Tile = tile::MatrixTile;
 
@@ -52,6 +56,8 @@ struct Kernel {
   static constexpr int kParts = kTileColumns / kPart;
   static constexpr int kOutColumns = kSwiglu ? kPart : kTileColumns;  // gate and up make one column
   static_assert(!kSwiglu || kParts == 2);
+  static constexpr bool kQuantizes = sizeof(Output) == 1;
+  static_assert(!kQuantizes || kSwiglu);
 
   static constexpr int kPartBytes = kPart * kDepth, kBytesA = kLines * kDepth;
   static constexpr int kStageBytes = kBytesA + kParts * kPartBytes;
@@ -200,6 +206,39 @@ struct Kernel {
     }
   }
 
+  // The quotients that are rounded to e4m3, of the values of a tile's two rows of this thread; fresh scales are stored.
+  __device__ __forceinline__ static void divide_by_scales(float (&values)[kPart / 2], const Fp8GemmArguments& a,
+                                                          const Tile& t, int32_t row) {
+    const int lane_of_row = threadIdx.x % 4;
+    float scale[2];
+    if (a.out_scale.given) {
+      scale[0] = scale[1] = *a.out_scale.given;
+    } else {
+      const int32_t columns = a.product.columns - t.column - 2 * lane_of_row;  // what lies behind is another's, or none
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t largest = 0;
+#pragma unroll
+        for (int j = 0; j < kPart / 8; ++j)
+#pragma unroll
+          for (int i = 0; i < 2; ++i)
+            if (8 * j + i < columns)
+              largest = max(largest, tile::finite_magnitude(__float_as_uint(values[4 * j + 2 * half + i])));
+        largest = max(largest, arch::exchange(largest, 1));
+        largest = max(largest, arch::exchange(largest, 2));
+        scale[half] = tile::scale_of(largest);
+      }
+      const int32_t written = row + 8 * lane_of_row;
+      if (lane_of_row < 2 && written < t.line_end)
+        a.out_scale.data[written + t.column / kPart * a.out_scale.block_stride] = lane_of_row ? scale[1] : scale[0];
+    }
+#pragma unroll
+    for (int i = 0; i < kPart / 2; ++i) {
+      values[i] = __fdiv_rn(values[i], scale[i / 2 % 2]);
+      arch::pin(values[i]);  // registers are scarce: one after the other
+    }
+  }
+
   __device__ __forceinline__ static void consume(const Fp8GemmArguments& a, const Memory& memory) {
     const int half = threadIdx.x / 128 - 1;
     const GroupedGemmArguments& product = a.product;
@@ -220,6 +259,7 @@ struct Kernel {
           sums[0][i] = arch::silu(sums[0][i]) * sums[1][i];
           arch::pin(sums[0][i]);
         }
+        if constexpr (kQuantizes) divide_by_scales(sums[0], a, t, row);
       }
       slices.template store_rows<Output, kOutColumns>(
           {&product.out, product.out_data, product.row_columns, 1, 0}, t.column, product.columns, line,
@@ -230,9 +270,9 @@ struct Kernel {
 
   __device__ __forceinline__ static void run(const Fp8GemmArguments& a) {
     const GroupedGemmArguments& product = a.product;
-    Frame::template run<true, false>([&](const Memory& memory) { produce(product, memory); },
-                                     [&](const Memory& memory) { consume(a, memory); }, product.a, product.b,
-                                     product.out);
+    Frame::template run<240, false>([&](const Memory& memory) { produce(product, memory); },
+                                    [&](const Memory& memory) { consume(a, memory); }, product.a, product.b,
+                                    product.out);
   }
 };
 
@@ -255,6 +295,8 @@ HK_KERNEL(swiglu_bfloat16, true, 256, false, bfloat16)
 HK_KERNEL(swiglu_float32, true, 256, false, float)
 HK_KERNEL(swiglu_bfloat16_blocks, true, 256, true, bfloat16)
 HK_KERNEL(swiglu_float32_blocks, true, 256, true, float)
+HK_KERNEL(swiglu_e4m3, true, 256, false, e4m3)
+HK_KERNEL(swiglu_e4m3_blocks, true, 256, true, e4m3)
 #undef HK_KERNEL
 
 }  // namespace hunyuan_kernels::kernels

@@ -212,8 +212,8 @@ struct FewRows {
   }
 
   __device__ __forceinline__ static void run(const GroupedGemmArguments& a) {
-    Frame::template run<false, true>([&](const Memory& memory) { produce(a, memory); },
-                                     [&](const Memory& memory) { consume(a, memory); }, a.a, a.b);
+    Frame::template run<0, true>([&](const Memory& memory) { produce(a, memory); },
+                                 [&](const Memory& memory) { consume(a, memory); }, a.a, a.b);
   }
 };
 

@@ -231,8 +231,8 @@ struct Kernel {
   }
 
   __device__ __forceinline__ static void run(const GroupedGemmArguments& a) {
-    Frame::template run<true, false>([&](const Memory& memory) { produce(a, memory); },
-                                     [&](const Memory& memory) { consume(a, memory); }, a.a, a.b, a.out);
+    Frame::template run<232, false>([&](const Memory& memory) { produce(a, memory); },
+                                    [&](const Memory& memory) { consume(a, memory); }, a.a, a.b, a.out);
   }
 };
 

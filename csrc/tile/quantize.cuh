@@ -1,19 +1,23 @@
-// Quantization of 16-byte vectors to e4m3, as docs/numerics.md writes it:
+// Quantization to e4m3, as docs/numerics.md writes it:
 //   scale = amax / 448, and 1 when that is below 2^-126;  q = x / scale, nearest even, saturating, NaN kept.
 #pragma once
 #include "tile/vector_io.cuh"
 
 namespace hunyuan_kernels::tile {
 
-// Bits of the largest finite magnitude of a vector; their order is that of the values.
+// Bits of the magnitude of a finite value, 0 for the others; their order is that of the magnitudes.
+__device__ __forceinline__ uint32_t finite_magnitude(uint32_t bits) {
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  return magnitude < 0x7f800000u ? magnitude : 0;
+}
+
+// The largest of those of a vector.
 template <typename Element>
 __device__ __forceinline__ uint32_t amax_bits(const arch::Words4& v) {
   uint32_t largest = 0;
 #pragma unroll
-  for (int i = 0; i < kElementsPerVector<Element>; ++i) {
-    const uint32_t magnitude = element_bits<Element>(v, i) & 0x7fffffffu;
-    if (magnitude < 0x7f800000u) largest = max(largest, magnitude);
-  }
+  for (int i = 0; i < kElementsPerVector<Element>; ++i)
+    largest = max(largest, finite_magnitude(element_bits<Element>(v, i)));
   return largest;
 }
 

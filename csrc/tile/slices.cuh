@@ -1,11 +1,12 @@
-// From wgmma's registers to global memory, slice by slice: a warpgroup writes 64 rows of 128 bytes (64 bf16 or 32 fp32
-// columns) to one of two buffers in shared memory, swizzled so that no banks collide, and sends it off by TMA or, where
-// only some of the rows may be written, by 16-byte stores of its threads. A store drains while the next slice is
-// written.
+// From wgmma's registers to global memory, slice by slice: a warpgroup writes 64 rows of 128 bytes (128 e4m3, 64 bf16
+// or 32 fp32 columns) to one of two buffers in shared memory, swizzled so that no banks collide, and sends it off by
+// TMA or, where only some of the rows may be written, by 16-byte stores of its threads. A store drains while the next
+// slice is written.
 #pragma once
 #include "arch/barrier.cuh"
 #include "arch/convert.cuh"
 #include "arch/tensor_copy.cuh"
+#include "arch/warp.cuh"
 #include "tile/operand.cuh"
 
 namespace hunyuan_kernels::tile {
@@ -96,7 +97,24 @@ class Slices {
   template <typename Element, typename Value>
   __device__ __forceinline__ void write(Value&& value) const {
     const int lane = thread_ % 32, first_row = thread_ / 32 * 16;
-    if constexpr (sizeof(Element) == 2) {
+    if constexpr (sizeof(Element) == 1) {
+      // Of 16 neighbouring columns (a chunk of a row) a lane holds two of the first 8 and two of the second 8. Lanes 2q
+      // and 2q + 1 exchange a pair: the even one has columns 4q ... of the first 8 then, the odd one of the second 8.
+      const bool odd = lane % 2 != 0;
+      const uint32_t bytes = odd ? 0x3276 : 0x5410;  // of (held, received)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int chunk = 0; chunk < 8; ++chunk) {
+          const int j = 2 * chunk, i = 2 * half;
+          const uint32_t held = arch::to_e4m3x2(value(j, i), value(j, i + 1)) |
+                                uint32_t{arch::to_e4m3x2(value(j + 1, i), value(j + 1, i + 1))} << 16;
+          const uint32_t received = arch::exchange(held, 1);
+          const int row = first_row + lane / 4 + 8 * half;
+          arch::store_shared(swizzled(buffer_, row, chunk) + lane % 2 * 8 + lane % 4 / 2 * 4,
+                             __byte_perm(held, received, bytes));
+        }
+    } else if constexpr (sizeof(Element) == 2) {
       const int row = first_row + lane % 16;  // the lane addresses matrix lane / 8 of: rows 0-7, 8-15, twice
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {

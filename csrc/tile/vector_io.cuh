@@ -5,7 +5,9 @@
 
 namespace hunyuan_kernels::tile {
 
-using bfloat16 = uint16_t;  // storage only, as in common/dtype.h
+// Storage only, as in common/dtype.h.
+using bfloat16 = uint16_t;
+using e4m3 = uint8_t;
 
 template <typename Element>
 constexpr int kElementsPerVector = 16 / sizeof(Element);

@@ -14,8 +14,6 @@
 namespace hunyuan_kernels::tile {
 
 constexpr int kWarpSpecializedThreads = 384, kConsumerWarps = 8;
-// Registers per thread: 128 * 40 + 256 * 232 is what a block of 384 threads x 168 registers has.
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
 // Beside the ring's barriers; initialize() by one thread.
 struct NoMoreBarriers {
@@ -42,10 +40,11 @@ struct WarpSpecialized {
     __device__ __forceinline__ uint32_t stage(uint32_t number) const { return stages + number * kStageBytes; }
   };
 
-  // produce(memory) by the producer, consume(memory) by the consumers. kReallocates: registers go from the first
-  // warpgroup to the others, for kernels of 168 registers. kInCluster: barriers are used by other blocks of the
-  // cluster, too, and whoever runs here sees to it that none is used after its block has ended.
-  template <bool kReallocates, bool kInCluster, typename Produce, typename Consume, typename... TensorMaps>
+  // produce(memory) by the producer, consume(memory) by the consumers. kConsumerRegisters: of each of
+  // their threads, for kernels of 168; the first warpgroup gives them up. 0: all keep theirs. kInCluster: barriers are
+  // used by other blocks of the cluster, too, and whoever runs here sees to it that none is used after its block has
+  // ended.
+  template <int kConsumerRegisters, bool kInCluster, typename Produce, typename Consume, typename... TensorMaps>
   __device__ __forceinline__ static void run(Produce&& produce, Consume&& consume, const TensorMaps&... maps) {
     extern __shared__ __align__(1024) uint8_t memory_start[];
     uint8_t* scratch = memory_start + kStages * kStageBytes;
@@ -66,11 +65,11 @@ struct WarpSpecialized {
     }
     arch::wait_for_previous_launch();
     if (threadIdx.x < 128) {
-      if constexpr (kReallocates) arch::shrink_to_registers<kProducerRegisters>();
+      if constexpr (kConsumerRegisters) arch::shrink_to_registers<3 * 168 - 2 * kConsumerRegisters>();
       if (threadIdx.x < 32) produce(memory);
       arch::allow_next_launch();
     } else {
-      if constexpr (kReallocates) arch::grow_to_registers<kConsumerRegisters>();
+      if constexpr (kConsumerRegisters) arch::grow_to_registers<kConsumerRegisters>();
       consume(memory);
     }
   }

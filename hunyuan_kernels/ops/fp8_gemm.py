@@ -5,8 +5,9 @@ e4m3 values are exact in fp32, sums are accumulated in fp32, and scales are appl
 with blocks along K to the sum of each 128 of K. ``docs/numerics.md`` has the table of scales.
 On the CPU, what ``prepack`` made of weights may stand in their place.
 
-On a GPU (sm_90a) :func:`fp8_gemm`, :func:`grouped_gemm_fp8` and :func:`grouped_swiglu_fp8` take e4m3 activations and
-write bf16 or fp32; weights that are not contiguous along K are copied there. The rest is refused.
+On a GPU (sm_90a) :func:`fp8_gemm`, :func:`grouped_gemm_fp8` and :func:`grouped_swiglu_fp8` take e4m3 activations; the
+last one quantizes its result, where asked to, before it leaves the registers. Weights that are not contiguous along K
+are copied there. The rest is refused.
 """
 
 from typing import Any, NoReturn
@@ -132,7 +133,8 @@ def grouped_swiglu_fp8(
 
     Returns:
         ``[S, I]`` in ``out_dtype``, with zeros at and past row ``expert_offsets[E]``. For float8_e4m3fn a pair of that
-        and its scale: ``[]``, or ``[S, ceil(I / 128)]``, M-major.
+        and its scale: the given one as ``[]``, or fresh ones ``[S, ceil(I / 128)]``, M-major with strides
+        ``(1, S rounded up to a multiple of 4)`` as :func:`grouped_gemm_fp8` reads them best; zeros have scale 1.
 
     Raises:
         RuntimeError: as :func:`grouped_gemm_fp8`; an odd number of rows of ``gate_up``; an ``out_scale`` of more than
@@ -143,8 +145,10 @@ def grouped_swiglu_fp8(
     """
     a = to_autocast(a)
     if out_dtype == _E4M3:
-        q, scale = ops.grouped_swiglu_fp8_quantized(a, gate_up, expert_offsets, a_scale, b_scale, out_scale)
-        return q, scale
+        if out_scale is None:
+            return ops.grouped_swiglu_fp8_quantized(a, gate_up, expert_offsets, a_scale, b_scale)
+        q = ops.grouped_swiglu_fp8_static(a, gate_up, expert_offsets, a_scale, b_scale, out_scale)
+        return q, out_scale.reshape(())
     if out_scale is not None:
         raise ValueError(
             f"grouped_swiglu_fp8: out_scale is given with out_dtype {out_dtype}; allowed with torch.float8_e4m3fn only"
@@ -220,6 +224,12 @@ def _(
     return a.new_empty((a.shape[0], shape[1] // 2), dtype=out_dtype)
 
 
+def _quantized_swiglu(a: Tensor, gate_up: Tensor) -> Tensor:
+    shape = _check_weights("grouped_swiglu_fp8", "gate_up", gate_up, 3)
+    _check_activations("grouped_swiglu_fp8", "a", a, shape[2])
+    return a.new_empty((a.shape[0], shape[1] // 2), dtype=_E4M3)
+
+
 @torch.library.register_fake(qualified("grouped_swiglu_fp8_quantized"))
 def _(
     a: Tensor,
@@ -227,15 +237,16 @@ def _(
     expert_offsets: Tensor,
     a_scale: Tensor | None,
     b_scale: Tensor,
-    out_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    shape = _check_weights("grouped_swiglu_fp8", "gate_up", gate_up, 3)
-    _check_activations("grouped_swiglu_fp8", "a", a, shape[2])
-    rows, columns = a.shape[0], shape[1] // 2
-    q = a.new_empty((rows, columns), dtype=_E4M3)
-    if out_scale is not None:
-        return q, a.new_empty((), dtype=torch.float32)
-    return q, activation_scale(a, rows, (columns + 127) // 128)
+    q = _quantized_swiglu(a, gate_up)
+    return q, activation_scale(a, a.shape[0], (q.shape[1] + 127) // 128)
+
+
+@torch.library.register_fake(qualified("grouped_swiglu_fp8_static"))
+def _(
+    a: Tensor, gate_up: Tensor, expert_offsets: Tensor, a_scale: Tensor | None, b_scale: Tensor, out_scale: Tensor
+) -> Tensor:
+    return _quantized_swiglu(a, gate_up)
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
@@ -269,5 +280,7 @@ def _no_gradient(op: str) -> Any:
 
 torch.library.register_autograd(qualified("fp8_linear"), _linear_backward, setup_context=_linear_setup)
 torch.library.register_autograd(qualified("fp8_linear_dgrad"), _linear_dgrad_backward, setup_context=_linear_setup)
-for _name in ("fp8_gemm", "grouped_gemm_fp8", "grouped_swiglu_fp8", "grouped_swiglu_fp8_quantized"):
-    torch.library.register_autograd(qualified(_name), _no_gradient(_name.removesuffix("_quantized")))
+for _name in ("fp8_gemm", "grouped_gemm_fp8", "grouped_swiglu_fp8"):
+    torch.library.register_autograd(qualified(_name), _no_gradient(_name))
+for _name in ("grouped_swiglu_fp8_quantized", "grouped_swiglu_fp8_static"):
+    torch.library.register_autograd(qualified(_name), _no_gradient("grouped_swiglu_fp8"))

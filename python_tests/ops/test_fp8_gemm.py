@@ -172,8 +172,8 @@ def test_opcheck():
     opcheck(ops.fp8_linear_dgrad, torch.randn(4, 20), b[0], b_scale[0])
     opcheck(ops.grouped_gemm_fp8, a, b, OFFSETS, a_scale, b_scale, out)
     opcheck(ops.grouped_swiglu_fp8, a, b, OFFSETS, a_scale, b_scale, out)
-    for out_scale in (None, torch.tensor([2.0])):
-        opcheck(ops.grouped_swiglu_fp8_quantized, a, b, OFFSETS, a_scale, b_scale, out_scale)
+    opcheck(ops.grouped_swiglu_fp8_quantized, a, b, OFFSETS, a_scale, b_scale)
+    opcheck(ops.grouped_swiglu_fp8_static, a, b, OFFSETS, a_scale, b_scale, torch.tensor([2.0]))
 
 
 A, B, ONE = e4m3(4, 256), e4m3(8, 256), torch.tensor(1.0)

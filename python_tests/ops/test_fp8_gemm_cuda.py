@@ -106,6 +106,80 @@ def test_grouped_swiglu(backend, kinds, out_dtype):
     assert not got[sum(SIZES) :].any()
 
 
+QUANTIZED = [
+    (200, ("static", "halves")),  # I: one block of scales that is whole and one that is not; no whole 16 bytes: copied
+    (200, ("block", "half blocks")),
+    (144, ("row", "channel")),
+    (128, ("block", "half blocks")),
+]
+
+
+def quantized_swiglu_arguments(half: int, kinds: tuple[str, str]) -> dict[str, Any]:
+    experts, rows = len(SIZES), sum(SIZES) + TAIL
+    shape = {"halves": (experts, 2), "channel": (experts, 2 * half), "half blocks": (experts, 2, blocks(half), 7)}
+    return {
+        **activations(rows, sum(SIZES), kinds[0]),
+        "gate_up": e4m3(experts, 2 * half, DEPTH, seed=2),
+        "b_scale": scale(*shape[kinds[1]], seed=3) * DEPTH**-0.5,
+        "expert_offsets": offsets_of(SIZES),
+    }
+
+
+@pytest.mark.parametrize("backend", SIMULATED)
+@pytest.mark.parametrize(("half", "kinds"), QUANTIZED)
+@pytest.mark.parametrize("out_scale", [None, torch.tensor([0.0005])], ids=["fresh", "static"])
+def test_quantized_swiglu(backend, half, kinds, out_scale):
+    """The bits that quantize_fp8 makes of the fp32 result of the same sums, in one launch."""
+    arguments, rows = quantized_swiglu_arguments(half, kinds), sum(SIZES) + TAIL
+    with backend(sms=3) as gpu:
+        exact = hk.grouped_swiglu_fp8(**arguments, out_dtype=torch.float32)
+        before = len(gpu.reports)
+        q, q_scale = hk.grouped_swiglu_fp8(**arguments, out_dtype=E4M3, out_scale=out_scale)
+        (report,) = gpu.reports[before:]
+    assert report.kernel == "fp8_gemm_swiglu_e4m3" + ("_blocks" if "block" in kinds else "")
+    if out_scale is None:
+        want = hk.quantize_fp8(exact, "block_1x128")
+        assert q_scale.stride() == (1, -(-rows // 4) * 4)
+        assert (q_scale[sum(SIZES) :] == 1).all()
+    else:
+        want = hk.quantize_fp8(exact, "tensor", out_scale.reshape(()))
+        assert q.float().abs().amax() == 448, "nothing saturates"
+    assert q.is_contiguous()
+    assert compare_exact("q", q, want[0])
+    assert compare_exact("scale", q_scale, want[1])
+    check("grouped_swiglu_fp8", {**arguments, "out_dtype": E4M3, "out_scale": out_scale}, (q, q_scale))
+
+
+def e4m3_swiglu_of(up: list[float], **options: Any) -> tuple[Tensor, Tensor]:
+    """Of one row whose gate is 256 everywhere (silu(256) is 256), with these values of up: 256 * up."""
+    gate_up = torch.zeros(1, 2 * len(up), 16)
+    gate_up[0, : len(up), 0], gate_up[0, len(up) :, 0] = 256.0, torch.tensor(up)
+    a = torch.zeros(1, 16)
+    a[0, 0] = 1.0
+    call = {"a": a.to(E4M3), "gate_up": gate_up.to(E4M3), "expert_offsets": offsets_of([1])}
+    scales = {"a_scale": options.pop("a_scale", torch.tensor(1.0)), "b_scale": torch.ones(1)}
+    return hk.grouped_swiglu_fp8(**call, **scales, out_dtype=E4M3, **options)
+
+
+def test_quantized_swiglu_of_what_is_not_finite():
+    """NaN and infinity have no part in a scale, infinity saturates, a block of small values has scale 1."""
+    nan = float("nan")
+    up = torch.full((130,), 1.75)
+    up[0], up[1], up[2], up[128:] = nan, -3.5, 0.0, 0.4375
+    with hk.simulated_gpu():
+        q, q_scale = e4m3_swiglu_of(up.tolist())
+        assert q_scale.tolist() == [[2.0, 0.25]]
+        want = up * 128
+        want[128:] = 448
+        assert torch.equal(q[0].float().nan_to_num(nan=-1.0), want.nan_to_num(nan=-1.0))
+        q, _ = e4m3_swiglu_of([1.0, -2.0, 0.0], out_scale=torch.tensor(2.0**-120))
+        assert q.tolist() == [[448.0, -448.0, 0.0]]
+        q, q_scale = e4m3_swiglu_of([1.0, -2.0], a_scale=torch.tensor(2.0**120))  # 256 * 2^120 squared
+        assert (q.tolist(), q_scale.tolist()) == ([[448.0, -448.0]], [[1.0]])
+        q, q_scale = e4m3_swiglu_of([1.0, -2.0], a_scale=torch.tensor(2.0**-80))
+        assert (q.tolist(), q_scale.tolist()) == ([[0.0, 0.0]], [[1.0]])
+
+
 @pytest.mark.parametrize("backend", SIMULATED)
 @pytest.mark.parametrize("kinds", [("row", "channel"), ("block", "block")], ids=" x ".join)
 def test_dense(backend, kinds):
@@ -221,6 +295,9 @@ def test_empty(experts: int, rows: int, columns: int, depth: int):
         assert torch.equal(hk.grouped_gemm_fp8(a, b, offsets, one, scales).float(), torch.zeros(rows, columns))
         swiglu = hk.grouped_swiglu_fp8(a, b, offsets, one, scales)
         assert torch.equal(swiglu.float(), torch.zeros(rows, columns // 2))
+        q, q_scale = hk.grouped_swiglu_fp8(a, b, offsets, one, scales, out_dtype=E4M3)
+        assert torch.equal(q.float(), torch.zeros(rows, columns // 2))
+        assert torch.equal(q_scale, torch.ones(rows, blocks(columns // 2)))
         if experts:
             dense = hk.fp8_gemm(a, b[0], one, one).float()
             assert dense.shape == (rows, columns)
@@ -252,8 +329,12 @@ TWO = torch.ones(2)
         (lambda: hk.grouped_gemm_fp8(A, B, GROUPS, None, TWO), "^grouped_gemm_fp8: a_scale is None, but a has dtype"),
         (lambda: hk.grouped_swiglu_fp8(A, B[:, :7], GROUPS, ONE, TWO), "dimension 1 must be even"),
         (
-            lambda: hk.grouped_swiglu_fp8(A, B, GROUPS, ONE, TWO, out_dtype=E4M3),
-            "^grouped_swiglu_fp8: out_dtype is float8_e4m3fn; on a GPU: bfloat16 or float32",
+            lambda: hk.grouped_swiglu_fp8(A, B, GROUPS, ONE, TWO, out_dtype=E4M3, out_scale=torch.ones(2)),
+            r"^grouped_swiglu_fp8: out_scale has shape \[2\]; one element is required",
+        ),
+        (
+            lambda: hk.grouped_swiglu_fp8(A, B, GROUPS, ONE, TWO, out_dtype=E4M3, out_scale=ONE.double()),
+            "^grouped_swiglu_fp8: out_scale has dtype float64; allowed: float32",
         ),
     ],
 )

@@ -64,12 +64,22 @@ def fp8_rows(seed):
     }
 
 
+def fp8_swiglu(seed):
+    arguments = fp8_rows(seed) | {"out_dtype": torch.float8_e4m3fn}
+    gate_up = arguments.pop("b")
+    return arguments | {
+        "gate_up": gate_up,
+        "b_scale": torch.rand(4, 2, 2, 7, generator=torch.Generator().manual_seed(seed)) * 0.05,
+    }
+
+
 # One kernel of each source and of each way through it; the others are the same templates. Op, arguments, SMs: several
 # tiles for each block, more k-blocks than stages.
 GEMMS = {
     "grouped_gemm_rows_128_bfloat16": ("grouped_gemm", gemm_rows, 2),
     "grouped_gemm_wgrad_float32": ("grouped_gemm_wgrad_", gemm_wgrad, 2),
     "fp8_gemm_rows_128_bfloat16_blocks": ("grouped_gemm_fp8", fp8_rows, 2),
+    "fp8_gemm_swiglu_e4m3_blocks": ("grouped_swiglu_fp8", fp8_swiglu, 2),
     "grouped_gemm_few_rows_swiglu_64": ("grouped_swiglu", gemm_few_rows, 4),
 }
 
