@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-import hunyuan_kernels as hk
+from hunyuan_kernels._ops import ops
 from hunyuan_kernels.testing.spec import Work
 from hunyuan_kernels.testing.timing import Timing
 
-_GEMM_SIZE = 768
-_LARGEST_BUFFER = 2**28
+_GRANULE, _SMALLEST_BUFFER, _LARGEST_BUFFER = 2**10, 2**16, 2**28
+_FLOPS = 2**29
 
 
 @dataclass(frozen=True)
@@ -22,25 +23,28 @@ class Probe:
 
 
 def make_probes(work: Work, dtype: torch.dtype) -> dict[str, Probe]:
-    """The probes that bound an op of this ``work``.
+    """The probes that bound an op of this ``work`` in ``dtype`` on the instruction set in use.
 
-    Bandwidth: a sum (reads only) and a copy, over as many bytes as the op moves (64 KiB to 256 MiB): an op whose data
-    fits a cache is held against that cache. Arithmetic, for ops that have any: PyTorch's fp32 product of matrices of
-    768 x 768, and unless ``dtype`` is fp32 also this package's bf16 one, since only it uses every instruction set.
+    Bandwidth, over as many bytes as the op moves (64 KiB to 256 MiB), so that an op whose data fits a cache is held
+    against that cache: reads alone; for an op without arithmetic, which writes about as much as it reads, also copies,
+    ours past the caches and PyTorch's. Arithmetic, for ops that have any: multiply-adds on registers alone, fp32 and
+    unless ``dtype`` is fp32 also dot products of bf16 pairs where this CPU has them.
     """
-    elements = int(min(max(work.bytes, 2**16), _LARGEST_BUFFER)) // 4
-    source, target = torch.ones(elements), torch.empty(elements // 2)
-    probes = {
-        "read": Probe(source.sum, Work(0.0, 4.0 * elements)),
-        "copy": Probe(lambda: target.copy_(source[: elements // 2]), Work(0.0, 8.0 * (elements // 2))),
-    }
-    if work.flops:
-        flops = 2.0 * _GEMM_SIZE**3
-        matrix = torch.randn(_GEMM_SIZE, _GEMM_SIZE)
-        probes["fp32 product"] = Probe(lambda: matrix @ matrix, Work(flops, 0.0))
-        if dtype != torch.float32:
-            a, one = matrix.bfloat16(), torch.tensor([0, _GEMM_SIZE], dtype=torch.int32)
-            probes["bf16 product"] = Probe(lambda: hk.grouped_gemm(a, a[None], one), Work(flops, 0.0))
+    size = int(min(max(work.bytes, _SMALLEST_BUFFER), _LARGEST_BUFFER)) // _GRANULE * _GRANULE
+    source = torch.ones(size, dtype=torch.uint8)
+    probes = {"read": Probe(lambda: ops.ceiling_read(source), Work(0.0, size))}
+    if not work.flops:
+        half = size // 2 // _GRANULE * _GRANULE
+        target = torch.empty(half, dtype=torch.uint8)
+        copied = Work(0.0, 2 * half)
+        probes["copy past the caches"] = Probe(lambda: ops.ceiling_copy(source[:half], target), copied)
+        probes["copy"] = Probe(lambda: target.copy_(source[:half]), copied)
+        return probes
+    for element in (torch.float32,) if dtype == torch.float32 else (torch.float32, torch.bfloat16):
+        if flops := ops.ceiling_multiply(element, _FLOPS):
+            multiply = partial(ops.ceiling_multiply, element, _FLOPS)
+            name = str(element).removeprefix("torch.")
+            probes[f"{name} multiply-adds"] = Probe(multiply, Work(flops, 0.0))
     return probes
 
 

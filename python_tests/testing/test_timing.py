@@ -3,11 +3,8 @@
 import time
 
 import pytest
-import torch
 
 from hunyuan_kernels.testing import timing
-from hunyuan_kernels.testing.ceilings import Ceiling, Probe, ceiling_of, make_probes
-from hunyuan_kernels.testing.spec import Work
 from hunyuan_kernels.testing.timing import Timing, interleave
 
 
@@ -81,30 +78,3 @@ def test_cold_calls_follow_a_flush(monkeypatch):
 def test_flush_buffer_is_larger_than_the_caches():
     buffer = timing._flush_buffer()
     assert buffer.numel() * buffer.element_size() >= 2 * timing.last_level_cache() >= 2**20
-
-
-def test_ceiling_is_the_best_probe():
-    probes = {"one": Probe(lambda: None, Work(0.0, 100.0)), "two": Probe(lambda: None, Work(50.0, 0.0))}
-    timings = {"one": Timing((2.0, 4.0)), "two": Timing((0.5, 1.0, 1.5))}
-    ceiling = ceiling_of(probes, timings)
-    assert ceiling == Ceiling(flops_per_second=100.0, bytes_per_second=50.0)
-    # 1 s for the flops, 2 s for the bytes: the bytes decide
-    assert ceiling.share(Work(100.0, 100.0), 4.0) == pytest.approx(0.5)
-    assert Ceiling(0.0, 50.0).share(Work(0.0, 100.0), 4.0) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    ("work", "dtype", "names"),
-    [
-        (Work(0.0, 1e6), torch.bfloat16, {"read", "copy"}),
-        (Work(1e6, 1e6), torch.float32, {"read", "copy", "fp32 product"}),
-        (Work(1e6, 1e12), torch.bfloat16, {"read", "copy", "fp32 product", "bf16 product"}),
-    ],
-)
-def test_probes_do_the_work_they_state(work, dtype, names):
-    probes = make_probes(work, dtype)
-    assert set(probes) == names
-    for name, probe in probes.items():
-        probe.function()
-        assert probe.work.flops == (2.0 * 768**3 if "product" in name else 0.0)
-        assert 2**15 <= probe.work.bytes <= 2**28 or "product" in name

@@ -17,7 +17,7 @@ namespace {
 // First: the vector types that the others use.
 #include "cpu/isa/simd.inl"
 
-// One per stem, sorted.
+// One per stem, sorted; the probes last, which are made of the GEMMs' multiply-adds.
 #include "cpu/isa/dispatch.inl"
 #include "cpu/isa/gemm.inl"
 #include "cpu/isa/prepack.inl"
@@ -25,10 +25,13 @@ namespace {
 #include "cpu/isa/routing.inl"
 #include "cpu/isa/swiglu.inl"
 
+#include "cpu/isa/ceiling.inl"
+
 }  // namespace
 
 const Microkernels HK_PASTE(HK_ISA, _microkernels) = {
     .name = HK_STRING(HK_ISA),
+    .ceiling = ceiling_kernels,
     .dispatch = dispatch_kernels,
     .gemm = gemm_kernels,
     .nf4_gemm = nf4_gemm_kernels,

@@ -4,6 +4,7 @@
 // once against those types, and fills one table. An .inl file must not include headers that define templates or
 // non-static inline functions (std or ours): the linker keeps one copy of those, maybe the one with AVX-512 in it.
 #pragma once
+#include "cpu/isa/ceiling.h"
 #include "cpu/isa/dispatch.h"
 #include "cpu/isa/gemm.h"
 #include "cpu/isa/nf4_gemm.h"
@@ -16,6 +17,7 @@ namespace hunyuan_kernels::cpu {
 
 struct Microkernels {
   const char* name;  // "portable", "avx2", "avx512", "avx512_bf16", "neon"
+  CeilingKernels ceiling;
   DispatchKernels dispatch;
   GemmKernels gemm;
   Nf4GemmKernels nf4_gemm;
