@@ -89,14 +89,23 @@ Tensor dispatch(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets, T
   return out;
 }
 
-std::tuple<Tensor, Tensor> dispatch_fp8(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets) {
+// The e4m3 rows: under the scale that is given, or with fresh ones, which are put into `fresh`.
+Tensor quantized_dispatch(const Tensor& x_given, const Tensor& token_ids_given, const Tensor& expert_offsets,
+                          const Tensor* given, std::optional<Tensor>* fresh) {
   constexpr const char* op = "dispatch_fp8";
   const Tensor x = checked_matrix(op, "x", x_given, {ScalarType::Float, ScalarType::BFloat16}, "[T, H]");
   const Tensor token_ids = checked_token_ids(op, token_ids_given, "x", x);
   const DType dtype = to_dtype(x.scalar_type());
   const int64_t rows = token_ids.size(0), hidden = x.size(1);
   Tensor q = empty({rows, hidden}, ScalarType::Float8_e4m3fn, x);
-  Tensor scale = empty_activation_scale(-1, rows, ceil_div(hidden, 128), x);
+  if (given) {
+    check_same_device(op, "scale", *given, "x", x);
+    check_dtype(op, "scale", *given, {ScalarType::Float});
+    check(given->numel() == 1, op, "scale", "has shape ", shape_text(*given),
+          "; one element is required, or None for fresh scales of 1 x 128 blocks");
+  } else {
+    *fresh = empty_activation_scale(-1, rows, ceil_div(hidden, 128), x);
+  }
   if (DeviceCall call(op, x); call) {
     const Tensor offsets = checked_device_offsets(op, expert_offsets, x);
     kernels::DispatchFp8Arguments a{};
@@ -104,14 +113,17 @@ std::tuple<Tensor, Tensor> dispatch_fp8(Tensor x_given, Tensor token_ids_given, 
     a.token_ids = call.reads<int32_t>("token_ids", token_ids);
     a.rows_used = call.reads<int32_t>("expert_offsets", offsets) + offsets.size(0) - 1;
     a.q = call.writes<uint8_t>("q", q);
-    a.scale = call.writes<float>("scale", scale);
+    if (given)
+      a.given_scale = call.reads<float>("scale", *given);
+    else
+      a.scale = call.writes<float>("scale", **fresh), a.scale_block_stride = (*fresh)->stride(1);
     a.rows = rows, a.tokens = x.size(0), a.hidden = hidden;
-    a.x_stride = x.stride(0), a.scale_block_stride = scale.stride(1);
+    a.x_stride = x.stride(0);
     const host::RowMovementPlan plan =
         host::plan_row_movement({host::RowMovement::dispatch_fp8, dtype, rows, hidden, row_alignment(x)});
     host::launch_dispatch_fp8(plan, a, call.stream());
     call.finish();
-    return {q, scale};
+    return q;
   }
   cpu::DispatchFp8Arguments a{};
   a.rows_used = checked_rows_used(op, x, token_ids, expert_offsets);
@@ -121,10 +133,22 @@ std::tuple<Tensor, Tensor> dispatch_fp8(Tensor x_given, Tensor token_ids_given, 
   a.token_ids = const_data<int32_t>(token_ids);
   a.rows = rows;
   a.q = data<float8_e4m3fn>(q);
-  a.scale = data<float>(scale);
-  a.scale_block_stride = scale.stride(1);
+  if (given)
+    a.given_scale = const_data<float>(*given);
+  else
+    a.scale = data<float>(**fresh), a.scale_block_stride = (*fresh)->stride(1);
   cpu::dispatch_fp8(a, torch_threads());
-  return {q, scale};
+  return q;
+}
+
+std::tuple<Tensor, Tensor> dispatch_fp8(Tensor x, Tensor token_ids, Tensor expert_offsets) {
+  std::optional<Tensor> scale;
+  Tensor q = quantized_dispatch(x, token_ids, expert_offsets, nullptr, &scale);
+  return {q, *scale};
+}
+
+Tensor dispatch_fp8_static(Tensor x, Tensor token_ids, Tensor expert_offsets, Tensor scale) {
+  return quantized_dispatch(x, token_ids, expert_offsets, &scale, nullptr);
 }
 
 // What combine and its gradient share: y [S, H], rows [T, k], weights [T, k], token_ids [S].
@@ -275,6 +299,7 @@ std::tuple<Tensor, Tensor> combine_backward(Tensor grad_out_given, Tensor y, Ten
 STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
   m.def("dispatch(Tensor x, Tensor token_ids, Tensor expert_offsets, Tensor rows) -> Tensor");
   m.def("dispatch_fp8(Tensor x, Tensor token_ids, Tensor expert_offsets) -> (Tensor q, Tensor scale)");
+  m.def("dispatch_fp8_static(Tensor x, Tensor token_ids, Tensor expert_offsets, Tensor scale) -> Tensor");
   m.def("combine(Tensor y, Tensor rows, Tensor weights, Tensor token_ids, Tensor? shared, Tensor? residual) -> Tensor");
   m.def(
       "combine_backward(Tensor grad_out, Tensor y, Tensor rows, Tensor weights, Tensor token_ids) -> (Tensor grad_y, "
@@ -282,12 +307,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
       "grad_weights)");
 }
 
-#define HK_DISPATCH_FOR(backend)                                               \
-  STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, backend, m) {                     \
-    m.impl("dispatch", TORCH_BOX(&hunyuan_kernels::dispatch));                 \
-    m.impl("dispatch_fp8", TORCH_BOX(&hunyuan_kernels::dispatch_fp8));         \
-    m.impl("combine", TORCH_BOX(&hunyuan_kernels::combine));                   \
-    m.impl("combine_backward", TORCH_BOX(&hunyuan_kernels::combine_backward)); \
+#define HK_DISPATCH_FOR(backend)                                                     \
+  STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, backend, m) {                           \
+    m.impl("dispatch", TORCH_BOX(&hunyuan_kernels::dispatch));                       \
+    m.impl("dispatch_fp8", TORCH_BOX(&hunyuan_kernels::dispatch_fp8));               \
+    m.impl("dispatch_fp8_static", TORCH_BOX(&hunyuan_kernels::dispatch_fp8_static)); \
+    m.impl("combine", TORCH_BOX(&hunyuan_kernels::combine));                         \
+    m.impl("combine_backward", TORCH_BOX(&hunyuan_kernels::combine_backward));       \
   }
 HK_DISPATCH_FOR(CPU)
 HK_DISPATCH_FOR(CUDA)

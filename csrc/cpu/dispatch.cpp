@@ -43,14 +43,20 @@ void dispatch_fp8(const DispatchFp8Arguments& a, const ThreadPool& pool) {
       float8_e4m3fn* q = a.q + r * a.hidden;
       if (r >= a.rows_used) {
         std::memset(q, 0, a.hidden);
-        for (int64_t block = 0; block < blocks; ++block) a.scale[block * a.scale_block_stride + r] = 1.0f;
+        for (int64_t block = 0; !a.given_scale && block < blocks; ++block)
+          a.scale[block * a.scale_block_stride + r] = 1.0f;
         continue;
       }
       const char* x = static_cast<const char*>(a.x.row(a.token_ids[r], bytes));
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t column = block * kScaleBlock, columns = minimum(kScaleBlock, a.hidden - column);
-        const float scale = scale_from_amax(kernels.amax_finite(x + column * bytes, a.dtype, columns));
-        a.scale[block * a.scale_block_stride + r] = scale;
+        float scale;
+        if (a.given_scale) {
+          scale = *a.given_scale;
+        } else {
+          scale = scale_from_amax(kernels.amax_finite(x + column * bytes, a.dtype, columns));
+          a.scale[block * a.scale_block_stride + r] = scale;
+        }
         kernels.quantize(x + column * bytes, a.dtype, columns, scale, q + column);
       }
     }

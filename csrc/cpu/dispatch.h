@@ -27,7 +27,8 @@ struct DispatchArguments {
 };
 void dispatch(const DispatchArguments& arguments, const ThreadPool& pool);
 
-// The same from bf16 or fp32 to e4m3 with scales of 1 x 128 blocks; zeros and scale 1 for the rest.
+// The same from bf16 or fp32 to e4m3 with scales of 1 x 128 blocks, or one that is given; zeros and scale 1 for the
+// rest.
 struct DispatchFp8Arguments {
   ConstRows x;
   DType dtype;
@@ -35,7 +36,8 @@ struct DispatchFp8Arguments {
   const int32_t* token_ids;
   int64_t rows_used, rows;
   float8_e4m3fn* q;
-  float* scale;  // scale[block * scale_block_stride + row]
+  const float* given_scale;  // null: fresh ones
+  float* scale;              // the fresh ones: scale[block * scale_block_stride + row]
   int64_t scale_block_stride;
 };
 void dispatch_fp8(const DispatchFp8Arguments& arguments, const ThreadPool& pool);

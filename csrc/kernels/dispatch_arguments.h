@@ -20,7 +20,8 @@ struct DispatchFp8Arguments {
   const int32_t* token_ids;  // [rows]
   const int32_t* rows_used;  // one element: expert_offsets[E]
   uint8_t* q;                // [rows, hidden], contiguous
-  float* scale;              // scale[block * scale_block_stride + row]
+  const float* given_scale;  // one for all; null: fresh ones
+  float* scale;              // the fresh ones: scale[block * scale_block_stride + row]
   int64_t rows, tokens, hidden;
   int64_t x_stride, scale_block_stride;  // elements
   uint32_t spans;                        // column ranges of kRowVectors blocks in a row

@@ -3,7 +3,7 @@
 //
 //   dispatch          out[r] = x[token_ids[r]],  zeros for r >= rows_used and for tokens out of range
 //   dispatch_fp8      the same, quantized in blocks of 1 x 128 (tile/quantize.cuh): q[r], scale[r, block];
-//                     scale 1 for zeros
+//                     scale 1 for zeros. Or under one scale that is given
 //   combine           out[t] = sum_j weights[t, j] * y[rows[t, j]] + shared[t] + residual[t]
 //   combine_backward  grad_y[r] = weights[t, j] * grad_out[t],  grad_weights[t, j] = <grad_out[t], y[r]>,
 //                     with t = token_ids[r] and the j for which rows[t, j] = r; zeros for rows that nobody owns
@@ -79,6 +79,7 @@ __device__ __forceinline__ void dispatch_fp8(const DispatchFp8Arguments& a) {
   token = static_cast<int32_t>(arch::lane_value(token, thread % 32 / kThreads * kThreads));
   const bool there = is_within(token, a.tokens);
   const void* from = R::at(a.x, there ? token : 0, a.x_stride);
+  const float given = a.given_scale ? *a.given_scale : 1.0f;
   Words4 held[kRowVectors] = {};
 #pragma unroll
   for (int slot = 0; slot < kRowVectors; ++slot)
@@ -86,15 +87,18 @@ __device__ __forceinline__ void dispatch_fp8(const DispatchFp8Arguments& a) {
       held[slot] = R::load(from, index, a.hidden);
 #pragma unroll
   for (int slot = 0; slot < kRowVectors; ++slot) {
-    const uint32_t amax = tile::group_max(tile::amax_bits<Element>(held[slot]), thread, kThreads, scratch);
-    const float scale = tile::scale_of(amax);
-    if (threadIdx.x == 0) scales[slot][threadIdx.y] = scale;
+    float scale = there ? given : 1.0f;
+    if (!a.given_scale) {
+      scale = tile::scale_of(tile::group_max(tile::amax_bits<Element>(held[slot]), thread, kThreads, scratch));
+      if (threadIdx.x == 0) scales[slot][threadIdx.y] = scale;
+    }
     if (const int64_t index = (first_block + slot) * kThreads + threadIdx.x; index < vectors) {
       const int64_t column = index * R::kPerVector;
       tile::store_quantized<Element, kWhole>(a.q + row * a.hidden + column, held[slot], scale,
                                              static_cast<int>(min(int64_t{R::kPerVector}, a.hidden - column)));
     }
   }
+  if (a.given_scale) return;
   __syncthreads();
   if (thread >= kRowVectors * kRows) return;
   const int slot = thread / kRows, row_of_block = thread % kRows;

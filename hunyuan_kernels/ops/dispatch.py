@@ -36,24 +36,29 @@ def dispatch(x: Tensor, routing: "Routing") -> Tensor:
     return ops.dispatch(x, routing.token_ids, routing.expert_offsets, routing.rows)
 
 
-def dispatch_fp8(x: Tensor, routing: "Routing") -> tuple[Tensor, Tensor]:
+def dispatch_fp8(x: Tensor, routing: "Routing", scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """:func:`dispatch` that quantizes on the way, in blocks of 1 x 128: ``quantize_fp8(dispatch(x), "block_1x128")``.
 
-    The same bits as those two steps, without writing the gathered rows in between.
+    The same bits as those two steps, without writing the gathered rows in between. With ``scale``, one static scale for
+    all: the bits of ``dispatch(quantize_fp8(x, "tensor", scale))``.
 
     Args:
         x: ``[T, H]`` bfloat16 or float32.
         routing: of the same T tokens.
+        scale: one float32 element, a static scale; None for fresh scales of 1 x 128 blocks.
 
     Returns:
         ``(q, scale)``: q ``[S, H]`` float8_e4m3fn; scale float32 ``[S, ceil(H / 128)]``, M-major with strides
-        ``(1, S rounded up to a multiple of 4)``, as the FP8 GEMMs read it. Rows at and past ``expert_offsets[E]`` are
-        zeros with scale 1.
+        ``(1, S rounded up to a multiple of 4)``, as the FP8 GEMMs read it; or the given one as ``[]``. Rows at and past
+        ``expert_offsets[E]`` are zeros with scale 1.
 
     Raises:
-        RuntimeError: as :func:`dispatch`; and in backward, since rounding has no useful gradient.
+        RuntimeError: as :func:`dispatch`; a ``scale`` of another dtype or of more than one element; and in backward,
+            since rounding has no useful gradient.
     """
-    return ops.dispatch_fp8(x, routing.token_ids, routing.expert_offsets)
+    if scale is None:
+        return ops.dispatch_fp8(x, routing.token_ids, routing.expert_offsets)
+    return ops.dispatch_fp8_static(x, routing.token_ids, routing.expert_offsets, scale), scale.reshape(())
 
 
 def combine(y: Tensor, routing: "Routing", shared: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -103,6 +108,12 @@ def _(x: Tensor, token_ids: Tensor, expert_offsets: Tensor) -> tuple[Tensor, Ten
     rows = token_ids.shape[0]
     q = x.new_empty((rows, x.shape[1]), dtype=torch.float8_e4m3fn)
     return q, activation_scale(x, rows, (x.shape[1] + 127) // 128)
+
+
+@torch.library.register_fake(qualified("dispatch_fp8_static"))
+def _(x: Tensor, token_ids: Tensor, expert_offsets: Tensor, scale: Tensor) -> Tensor:
+    _check_2d("dispatch_fp8", "x", x)
+    return x.new_empty((token_ids.shape[0], x.shape[1]), dtype=torch.float8_e4m3fn)
 
 
 @torch.library.register_fake(qualified("combine"))
@@ -197,3 +208,4 @@ torch.library.register_autograd(
     qualified("combine_backward"), _combine_second_backward, setup_context=_combine_backward_setup
 )
 torch.library.register_autograd(qualified("dispatch_fp8"), _no_gradient)
+torch.library.register_autograd(qualified("dispatch_fp8_static"), _no_gradient)

@@ -10,7 +10,6 @@ from hunyuan_kernels._autocast import to_autocast
 from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.fp8_gemm import grouped_gemm_fp8, grouped_swiglu_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_swiglu
-from hunyuan_kernels.ops.quantize import quantize_fp8
 from hunyuan_kernels.ops.routing import Routing, route
 
 ACTIVATIONS = ("none", "static", "block_1x128")
@@ -71,11 +70,7 @@ def _fp8_experts(x: Tensor, routing: Routing, experts: Fp8Experts) -> Tensor:
         return grouped_gemm_fp8(
             cast(Tensor, hidden), experts.down, offsets, None, experts.down_scale, out_dtype=x.dtype
         )
-    if experts.activations == "static":
-        q, scale = quantize_fp8(x, "tensor", experts.input_scale)
-        rows = dispatch(q, routing)
-    else:
-        rows, scale = dispatch_fp8(x, routing)
+    rows, scale = dispatch_fp8(x, routing, experts.input_scale)
     hidden, hidden_scale = grouped_swiglu_fp8(
         rows,
         experts.gate_up,

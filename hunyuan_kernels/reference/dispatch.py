@@ -19,8 +19,11 @@ def dispatch(x: Tensor, routing: "Routing") -> Tensor:
     return out
 
 
-def dispatch_fp8(x: Tensor, routing: "Routing") -> tuple[Tensor, Tensor]:
-    """:func:`dispatch`, then quantization in blocks of 1 x 128: a row of zeros has scale 1."""
+def dispatch_fp8(x: Tensor, routing: "Routing", scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """:func:`dispatch`, then quantization in blocks of 1 x 128 (a row of zeros has scale 1), or under one scale."""
+    if scale is not None:
+        q, scale = quantize_fp8(x, "tensor", scale.reshape(()))
+        return dispatch(q, routing), scale
     return quantize_fp8(dispatch(x, routing), "block_1x128")
 
 

@@ -88,6 +88,11 @@ def test_rows_of_no_token_are_zeros_on_a_gpu(used):
     there = (torch.arange(9) < used) & (token_ids >= 0) & (token_ids < 40)
     gathered = torch.where(there[:, None], x[token_ids.clamp(0, 39)], 0.0)
     assert_same_bits(got, quantize_fp8(gathered, "block_1x128"))
+    for scale in (0.01, 0.0):  # zeros also where zero divided by the scale is none
+        with hk.simulated_gpu():
+            q = ops.dispatch_fp8_static(x, token_ids, offsets, torch.tensor(scale))
+        want = quantize_fp8(gathered, "tensor", torch.tensor(scale))[0].float().where(there[:, None], 0.0)
+        assert compare_exact("q", q, want.to(torch.float8_e4m3fn))
 
 
 def test_a_token_without_rows_gets_shared_and_residual():
@@ -127,7 +132,9 @@ def test_opcheck():
     routing = routing_of(40, 2, capacity=20)
     x = torch.randn(40, 130, requires_grad=True)
     torch.library.opcheck(ops.dispatch.default, (x, routing.token_ids, routing.expert_offsets, routing.rows))
-    torch.library.opcheck(ops.dispatch_fp8.default, (x.detach(), routing.token_ids, routing.expert_offsets))
+    quantized = (x.detach(), routing.token_ids, routing.expert_offsets)
+    torch.library.opcheck(ops.dispatch_fp8.default, quantized)
+    torch.library.opcheck(ops.dispatch_fp8_static.default, (*quantized, torch.tensor(0.1)))
     y = torch.randn(routing.token_ids.shape[0], 130, requires_grad=True)
     weights = routing.weights.detach().requires_grad_()
     torch.library.opcheck(ops.combine.default, (y, routing.rows, weights, routing.token_ids, x, None))
@@ -155,6 +162,14 @@ def changed(**fields):
         (lambda: hk.dispatch(X.to(torch.float8_e4m3fnuz), ROUTING), "x has dtype float8_e4m3fnuz; allowed"),
         (lambda: hk.dispatch(X[0], ROUTING), r"x has shape \[8\]; 2 dimensions"),
         (lambda: hk.dispatch_fp8(X.half(), ROUTING), "dispatch_fp8: x has dtype float16; allowed: float32, bfloat16"),
+        (
+            lambda: hk.dispatch_fp8(X, ROUTING, torch.ones(2)),
+            r"dispatch_fp8: scale has shape \[2\]; one element is required",
+        ),
+        (
+            lambda: hk.dispatch_fp8(X, ROUTING, torch.ones(1).double()),
+            "dispatch_fp8: scale has dtype float64; allowed: float32",
+        ),
         (lambda: hk.dispatch(X, changed(token_ids=[0, 1, 2, 3, 4, 6])), "token_ids holds 6 at index 5; allowed: 0 to"),
         (lambda: hk.dispatch(X, changed(token_ids=[0, -1, 2, 3, 4, 5])), "token_ids holds -1 at index 1"),
         (lambda: hk.dispatch(X, changed(expert_offsets=[0, 4, 3])), "expert_offsets decreases from 4 at index 1 to 3"),

@@ -116,6 +116,19 @@ def _combine_cases() -> list[Case]:
     ]
 
 
+def _dispatch_fp8_static_arguments(
+    layout: Layout, hidden: int, dtype: torch.dtype, apart: bool, seed: int
+) -> Arguments:
+    return {**_dispatch_arguments(layout, hidden, dtype, apart, seed), "scale": torch.tensor([0.004])}
+
+
+def _dispatch_fp8_cases() -> list[Case]:
+    """Fresh scales, and a static one."""
+    static = _cases_of(_dispatch_fp8_static_arguments, hidden_sizes=(33, 256))
+    named = [Case(f"{case.label}, static scale", case.make) for case in static if "rows apart" not in case.label]
+    return _cases_of(_dispatch_arguments) + named
+
+
 def _compare_dispatch(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
     return [compare_exact("rows", got, want)]
 
@@ -250,7 +263,7 @@ SPECS = [
         function=hk.dispatch_fp8,
         reference=reference.dispatch_fp8,
         compare=_compare_dispatch_fp8,
-        cases=lambda: _cases_of(_dispatch_arguments),
+        cases=_dispatch_fp8_cases,
         bench_cases=lambda preset: _bench_cases(preset, _dispatch_arguments),
         work=partial(_dispatch_work, 1.0 + 4.0 / 128),
         baselines={"index_select, quantize": _index_select_and_quantize},

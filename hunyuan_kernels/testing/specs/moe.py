@@ -25,7 +25,7 @@ E4M3 = torch.float8_e4m3fn
 HIDDEN, INTERMEDIATE = 96, 40
 
 
-def _make(
+def make_layer(
     tokens: int,
     experts: int,
     hidden: int,
@@ -64,7 +64,8 @@ def _quantized(gate_up: Tensor, down: Tensor, activations: str) -> hk.Fp8Experts
     recipe = "block_128x128" if activations == "block_1x128" else "tensor"
     q, scale = hk.quantize_fp8(gate_up.reshape(experts * 2, rows // 2, hidden), recipe)
     q_down, down_scale = hk.quantize_fp8(down, recipe)
-    static = torch.tensor(8.0 / 448) if activations == "static" else None
+    # Nothing saturates: the specification does not round.
+    static = torch.tensor(16.0 / 448) if activations == "static" else None
     gate_up_scale = scale.reshape(experts, 2, *scale.shape[1:])
     return hk.Fp8Experts(q.reshape(gate_up.shape), q_down, gate_up_scale, down_scale, activations, static, static)
 
@@ -95,10 +96,10 @@ def _cases() -> list[Case]:
         for dtype in (torch.float32, torch.bfloat16):
             name = f"{label}, {str(dtype).removeprefix('torch.')}"
             for dense in ((), ("shared", "residual")):
-                make = partial(_make, tokens, experts, HIDDEN, INTERMEDIATE, dtype, None, dense, options)
+                make = partial(make_layer, tokens, experts, HIDDEN, INTERMEDIATE, dtype, None, dense, options)
                 cases.append(Case(", ".join([name, *dense]), make))
             for fp8 in ("none", "static", "block_1x128") if dtype == torch.bfloat16 else ():
-                make = partial(_make, tokens, experts, 200, 130, dtype, fp8, (), options)
+                make = partial(make_layer, tokens, experts, 200, 130, dtype, fp8, (), options)
                 cases.append(Case(f"{name}, FP8 experts, activations {fp8}", make))
     return cases
 
@@ -293,7 +294,7 @@ def _bench_cases(preset: str | None) -> list[Case]:
     return [
         Case(
             f"{label}, H {hidden}, I {intermediate}, {'bfloat16' if fp8 is None else f'FP8 ({fp8})'}",
-            partial(_make, tokens, experts, hidden, intermediate, torch.bfloat16, fp8, (), options),
+            partial(make_layer, tokens, experts, hidden, intermediate, torch.bfloat16, fp8, (), options),
         )
         for label, tokens, experts, hidden, intermediate, options in _BENCH[preset]
         for fp8 in (None, "block_1x128")
@@ -327,7 +328,9 @@ def _layer(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _on_cuda(arguments: Arguments) -> bool:
-    return arguments["x"].dtype == torch.bfloat16 and not isinstance(arguments["experts"], hk.Fp8Experts)
+    experts = arguments["experts"]
+    quantized = not isinstance(experts, hk.Fp8Experts) or experts.activations != "none"
+    return arguments["x"].dtype == torch.bfloat16 and quantized
 
 
 SPECS = [
