@@ -224,6 +224,21 @@ def test_precision_under_14_bits():
             assert ((got.double() - want).norm(dim=1) <= bound * want.norm(dim=1)).all()
 
 
+def test_precision_of_swiglu_under_14_bits():
+    rows, half, depth = 64, 128, 4096
+    a, gate_up = e4m3(rows, depth).float().abs().to(E4M3), e4m3(1, 2 * half, depth, seed=2).float().abs().to(E4M3)
+    call = {"a": a, "gate_up": gate_up, "expert_offsets": offsets_of([rows])}
+    for scales in ((scale(rows), scale(1, 2)), (scale(rows, 32), scale(1, 2, 1, 32))):
+        call |= {"a_scale": scales[0], "b_scale": scales[1] / depth}
+        want = reference.grouped_swiglu_fp8(**call)
+        assert isinstance(want, Tensor)
+        for dtype, bound in ((torch.float32, 1e-3), (torch.bfloat16, 1e-3 + 2**-8)):
+            with accumulators_of(14):
+                got = hk.grouped_swiglu_fp8(**call, out_dtype=dtype)
+            assert isinstance(got, Tensor)
+            assert ((got.double() - want).norm(dim=1) <= bound * want.norm(dim=1)).all()
+
+
 def test_nan_stays_in_its_row_and_column():
     a, b = e4m3(200, 300).float(), e4m3(140, 300, seed=2).float()
     a[7, 3] = b[130, 299] = float("nan")
