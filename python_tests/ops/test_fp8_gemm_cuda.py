@@ -225,11 +225,12 @@ def test_precision_under_14_bits():
 
 
 def test_precision_of_swiglu_under_14_bits():
+    """Of both signs: of sums of one sign, all cut downwards, it would multiply the errors of two."""
     rows, half, depth = 64, 128, 4096
-    a, gate_up = e4m3(rows, depth).float().abs().to(E4M3), e4m3(1, 2 * half, depth, seed=2).float().abs().to(E4M3)
+    a, gate_up = e4m3(rows, depth), e4m3(1, 2 * half, depth, seed=2)
     call = {"a": a, "gate_up": gate_up, "expert_offsets": offsets_of([rows])}
     for scales in ((scale(rows), scale(1, 2)), (scale(rows, 32), scale(1, 2, 1, 32))):
-        call |= {"a_scale": scales[0], "b_scale": scales[1] / depth}
+        call |= {"a_scale": scales[0], "b_scale": scales[1] * depth**-0.5}
         want = reference.grouped_swiglu_fp8(**call)
         assert isinstance(want, Tensor)
         for dtype, bound in ((torch.float32, 1e-3), (torch.bfloat16, 1e-3 + 2**-8)):
