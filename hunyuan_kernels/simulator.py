@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ MAX_SMS = 1024
 
 _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 _thread = threading.local()
+
+
+@cache
+def device_ptx(stem: str) -> str:
+    """The PTX of a stem's kernels for sm_90a. Torch loses the memory of every text that an op returns."""
+    return ops.device_ptx(stem)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class SimulatedGpu:
     def load_instead(self, stem: str, module: Any) -> None:
         """Kernels of a stem come from this ``_C.simulator.Module``, not from the PTX of the build for sm_90a; to be
         called before the first op of the stem."""
-        self._gpu.substitute(ops.device_ptx(stem), module)
+        self._gpu.substitute(device_ptx(stem), module)
 
 
 class _CudaPath(TorchDispatchMode):

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "simulator/machine.h"
+#include "simulator/mbarrier.h"
 #include "simulator/warp_async.h"
 
 namespace hunyuan_kernels::simulator {
@@ -151,6 +152,7 @@ void Launch::retire_block(Cta& cta) {
                                         cta.rank));
   while (cta.async_in_flight && !events_.empty()) run_next_event();  // the block stays until they are done
   check_bulk_sources(cta);
+  mbarrier_exit(cta);
   race_exit(cta);
   release_block(cta);
   scheduler.forget(cta);

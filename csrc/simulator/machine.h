@@ -43,7 +43,21 @@ struct MBarrier {
   // Race detection; of the initialization: number of the warp within the launch, its time, line.
   uint32_t init_id = 0, init_clock = 0, init_line = 0;
   uint32_t fence_id = 0, fence_clock = 0;  // the fence after it, see WarpClocks::init_id
-  VectorClock arrivals, completed;
+  History arrivals, completed;
+  // Phases before `waited` are known to be complete by a wait of a thread of the block; asynchronous work completed
+  // bytes of the phases before `copied`, last by `copy`.
+  uint64_t waited = 0, copied = 0;
+  struct {
+    const class Warp* warp;
+    const Instr* instr;
+    int lane;
+  } copy{};
+  struct Use {
+    uint32_t warp, clock, line;  // number of the warp within the launch
+    bool wait;
+    uint64_t phase;  // of an arrival; a wait knows that the ones before it are complete
+  };
+  std::vector<Use> uses;  // race detection: the last wait and the last arrival of each warp
 };
 
 struct NamedBarrier {
@@ -53,7 +67,7 @@ struct NamedBarrier {
   uint32_t popc = 0;
   bool conjunction = true, disjunction = false;
   uint32_t results[3] = {0, 0, 0};  // of the last completed generation
-  VectorClock arrivals, completed;  // race detection
+  History arrivals, completed;      // race detection
 };
 
 // Shared memory of one block with its shadow state.
@@ -236,7 +250,7 @@ struct Cluster {
   uint32_t live_lanes = 0;
   uint64_t generation = 0;
   uint32_t live_ctas = 0;
-  VectorClock arrivals, completed;  // race detection
+  History arrivals, completed;  // race detection
   void check_barrier();
 };
 

@@ -180,6 +180,7 @@ ExecStatus exec_bulk_copy(Warp& warp, const Instr& instr, uint32_t mask) {
       launch.counters.tma_store_bytes += bytes;
       auto pending = add_pending(launch.pending_bulk, warp, 1u << lane, warp.bulk_group);
       hold_source(*pending, instr, owner, offset, bytes);
+      race_bulk_read(warp, instr, lane, owner, offset, bytes);
       auto data = std::make_shared<std::vector<uint8_t>>();
       launch.defer([=, &owner] {
         data->assign(&owner.shared.data[offset], &owner.shared.data[offset] + bytes);
@@ -251,9 +252,12 @@ ExecStatus exec_bulk_commit(Warp& warp, const Instr&, uint32_t mask) {
   return ExecStatus::Next;
 }
 ExecStatus exec_bulk_wait(Warp& warp, const Instr& instr, uint32_t mask) {
-  return groups_done(warp.launch->pending_bulk, warp, mask, warp.bulk_group, (uint32_t)instr.imm[0], instr.flags & 1)
-             ? ExecStatus::Next
-             : ExecStatus::Blocked;
+  const auto keep = static_cast<uint32_t>(instr.imm[0]);
+  if (!groups_done(warp.launch->pending_bulk, warp, mask, warp.bulk_group, keep, instr.flags & 1))
+    return ExecStatus::Blocked;
+  for (int lane : Lanes(mask))
+    if (warp.bulk_group[lane] > keep) race_bulk_wait(warp, lane, warp.bulk_group[lane] - keep);
+  return ExecStatus::Next;
 }
 ExecStatus exec_no_op(Warp&, const Instr&, uint32_t) { return ExecStatus::Next; }
 

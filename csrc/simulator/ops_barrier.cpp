@@ -6,75 +6,6 @@
 
 namespace hunyuan_kernels::simulator {
 
-MBarrierRef mbarrier_at(Warp& warp, const Instr& instr, int lane, uint64_t address, bool cluster) {
-  if ((address & kWindowMask) == kSharedWindow) address &= ~kWindowMask;
-  uint32_t offset;
-  Cta& owner = shared_owner(warp, instr, lane, address, cluster, offset);
-  if (offset & 7) warp.fail(instr, lane, format("mbarrier address 0x%x is not 8-byte aligned", offset));
-  auto it = owner.shared.mbarriers.find(offset);
-  if (it == owner.shared.mbarriers.end())
-    warp.fail(instr, lane,
-              format("no initialized mbarrier at shared address 0x%x of block rank %u (never initialized, invalidated, "
-                     "or overwritten)",
-                     offset, owner.rank));
-  const MBarrier& b = it->second;
-  if (warp.launch->options.check_races && !race_ordered(warp, b.init_id, b.init_clock) &&
-      !race_ordered(warp, b.fence_id, b.fence_clock))
-    warp.fail(instr, lane,
-              format("mbarrier 0x%x of block rank %u: its initialization at PTX line %u by %s is not ordered before "
-                     "this use",
-                     offset, owner.rank, b.init_line, warp.launch->warp_names[b.init_id].c_str()));
-  return {&it->second, &owner, offset};
-}
-
-namespace {
-
-constexpr int64_t kTxLimit = (1 << 20) - 1;
-
-void complete_phase_if_done(Warp& warp, MBarrier& b) {
-  warp.launch->progress();
-  if (b.pending != 0 || b.tx != 0) return;
-  ++b.phase;
-  b.pending = b.expected;
-  b.completed = std::move(b.arrivals);
-  b.arrivals.clear();
-}
-
-}  // namespace
-
-void mbarrier_arrive(Warp& warp, const Instr& instr, int lane, MBarrierRef ref, int64_t count, bool relaxed) {
-  MBarrier& b = *ref.barrier;
-  if (count > b.pending)
-    warp.fail(instr, lane,
-              format("mbarrier 0x%x: arrive of %lld exceeds the pending count %lld (phase %llu)", ref.offset,
-                     (long long)count, (long long)b.pending, (unsigned long long)b.phase));
-  b.pending -= count;
-  race_release(warp, b.arrivals, relaxed);
-  complete_phase_if_done(warp, b);
-}
-
-void mbarrier_expect_tx(Warp& warp, const Instr& instr, int lane, MBarrierRef ref, int64_t bytes) {
-  MBarrier& b = *ref.barrier;
-  b.tx += bytes;
-  if (b.tx > kTxLimit)
-    warp.fail(instr, lane, format("mbarrier 0x%x: transaction count overflow (%lld)", ref.offset, (long long)b.tx));
-  warp.launch->progress();
-}
-
-void mbarrier_complete_tx(Warp& warp, const Instr& instr, int lane, MBarrierRef ref, int64_t bytes) {
-  MBarrier& b = *ref.barrier;
-  if (warp.launch->options.check_proxy_fence && b.init_warp &&
-      b.init_warp->init_fence_epoch[b.init_lane] == b.init_fence)
-    warp.fail(instr, lane,
-              format("an asynchronous copy completes on mbarrier 0x%x, whose initialization was not followed by "
-                     "fence.mbarrier_init or fence.proxy.async",
-                     ref.offset));
-  b.tx -= bytes;
-  if (b.tx < -kTxLimit)
-    warp.fail(instr, lane, format("mbarrier 0x%x: transaction count underflow (%lld)", ref.offset, (long long)b.tx));
-  complete_phase_if_done(warp, b);
-}
-
 namespace {
 
 enum BarKind { kSync, kArrive, kRed };
@@ -189,12 +120,14 @@ ExecStatus exec_mbarrier_init(Warp& warp, const Instr& instr, uint32_t mask) {
     Cta& owner = shared_owner(warp, instr, lane, address, false, offset);
     if (count == 0 || count > (1u << 20) - 1) warp.fail(instr, lane, format("mbarrier count %u out of range", count));
     auto existing = owner.shared.mbarriers.find(offset);
-    if (existing != owner.shared.mbarriers.end() &&
-        (existing->second.pending != existing->second.expected || existing->second.tx != 0))
-      warp.fail(instr, lane,
-                format("mbarrier 0x%x re-initialized in the middle of phase %llu (pending %lld, tx %lld)", offset,
-                       (unsigned long long)existing->second.phase, (long long)existing->second.pending,
-                       (long long)existing->second.tx));
+    if (existing != owner.shared.mbarriers.end()) {
+      const MBarrier& b = existing->second;
+      if (b.pending != b.expected)
+        warp.fail(instr, lane,
+                  format("mbarrier 0x%x re-initialized in the middle of phase %llu (pending %lld, tx %lld)", offset,
+                         (unsigned long long)b.phase, (long long)b.pending, (long long)b.tx));
+      mbarrier_end(warp, instr, lane, {&existing->second, &owner, offset}, "re-initialized");
+    }
     Instr store = instr;
     store.space = Space::Shared;
     uint8_t* p = shared_pointer(warp, store, lane, address, 8, Access::Write, false);
@@ -222,6 +155,7 @@ ExecStatus exec_mbarrier_init(Warp& warp, const Instr& instr, uint32_t mask) {
 ExecStatus exec_mbarrier_inval(Warp& warp, const Instr& instr, uint32_t mask) {
   for (int lane : Lanes(mask)) {
     MBarrierRef r = mbarrier_at(warp, instr, lane, warp.address(instr.addr, lane), false);
+    mbarrier_end(warp, instr, lane, r, "invalidated");
     r.owner->shared.mbarrier_mark[r.offset / 8] = 0;
     r.owner->shared.mbarriers.erase(r.offset);
   }
@@ -277,7 +211,7 @@ ExecStatus exec_mbarrier_wait(Warp& warp, const Instr& instr, uint32_t mask) {
     }
     if (complete) {
       done |= 1u << lane;
-      race_acquire(warp, r.barrier->completed);
+      mbarrier_waited(warp, instr, *r.barrier);
     }
   }
   Fragment& f = warp.frag();
@@ -343,9 +277,11 @@ void decode_mbarrier(DecodeContext& c, const InstrAst& a, Instr& instr) {
 }
 
 // ---- fences ----
+constexpr uint32_t kSequential = 1;  // Instr::flags
+
 ExecStatus exec_fence(Warp& warp, const Instr& instr, uint32_t) {
   ++warp.launch->counters.fences;
-  race_fence(warp, instr.device_scope);
+  race_fence(warp, instr.device_scope, instr.flags & kSequential);
   return ExecStatus::Next;
 }
 ExecStatus exec_proxy_fence(Warp& warp, const Instr&, uint32_t mask) {
@@ -440,11 +376,13 @@ void register_barrier_ops(OpTable& t) {
   t["membar"] = [](DecodeContext&, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::Fence;
     instr.device_scope = !a.has("cta");
+    instr.flags = kSequential;  // membar is fence.sc
     instr.fn = &exec_fence;
   };
   t["fence"] = [](DecodeContext&, const InstrAst& a, Instr& instr) {
     instr.cls = InstrClass::Fence;
     instr.device_scope = !a.has("cta");
+    instr.flags = a.has("sc") ? kSequential : 0u;
     bool proxy_async = a.opcode.find("fence.proxy.async") == 0;
     instr.fn = proxy_async                                      ? &exec_proxy_fence
                : a.has("mbarrier_init")                         ? &exec_init_fence

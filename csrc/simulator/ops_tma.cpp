@@ -149,6 +149,7 @@ ExecStatus exec_tensor_copy(Warp& warp, const Instr& instr, uint32_t mask) {
       launch.counters.tma_store_bytes += map.box_bytes();
       auto pending = add_pending(launch.pending_bulk, warp, 1u << lane, warp.bulk_group);
       hold_source(*pending, instr, target, offset, bytes);
+      race_bulk_read(warp, instr, lane, target, offset, bytes);
       launch.defer([=, &target] {
         auto rows = std::make_shared<std::vector<uint8_t>>(bytes);
         for (uint32_t i = 0; i < bytes; i += 16)

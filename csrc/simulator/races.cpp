@@ -6,7 +6,7 @@ namespace hunyuan_kernels::simulator {
 
 namespace {
 
-constexpr size_t kMaxOtherAccesses = 64;  // per granule; beyond it the oldest are forgotten
+constexpr size_t kMaxOtherAccesses = 64;  // per granule
 
 void tick(Warp& warp) { warp.clocks.now.raise(warp.clocks.id, ++warp.clocks.time); }
 
@@ -18,31 +18,50 @@ void tick(Warp& warp) { warp.clocks.now.raise(warp.clocks.id, ++warp.clocks.time
                    warp.launch->warp_names[earlier.warp - 1].c_str()));
 }
 
+// Whether accesses are ordered before what a warp does now. Neighbouring bytes have the same accesses, as a rule.
+class OrderedBefore {
+ public:
+  explicit OrderedBefore(const Warp& warp) : warp_(warp) {}
+  bool operator()(const RecordedAccess& earlier) {
+    if (earlier.warp == known_warp_ && earlier.clock <= known_clock_) return true;
+    if (!race_ordered(warp_, earlier.warp - 1, earlier.clock)) return false;
+    known_warp_ = earlier.warp;
+    known_clock_ = earlier.clock;
+    return true;
+  }
+
+ private:
+  const Warp& warp_;
+  uint32_t known_warp_ = 0, known_clock_ = 0;
+};
+
 // An access conflicts with all earlier ones of the same bytes when either of them writes and not both are strong.
 template <typename Name>
-void record(Warp& warp, const Instr& instr, int lane, RaceInfo& r, const RecordedAccess& now, const Name& name) {
-  auto conflicts = [&](const RecordedAccess& earlier) {
-    return earlier.warp && (earlier.mask & now.mask) && (earlier.write || now.write) &&
-           !(earlier.strong && now.strong) && !race_ordered(warp, earlier.warp - 1, earlier.clock);
+void check(Warp& warp, const Instr& instr, int lane, const RaceInfo& r, const RecordedAccess& now,
+           OrderedBefore& ordered, const Name& name) {
+  auto compare = [&](const RecordedAccess& earlier) {
+    if (earlier.warp && (earlier.mask & now.mask) && (earlier.write || now.write) && !(earlier.strong && now.strong) &&
+        !ordered(earlier))
+      report(warp, instr, lane, name(), now.write, earlier);
   };
+  compare(r.write);
+  if (now.write) compare(r.read);
+  r.others.for_each(compare);
+}
+
+template <typename Name>
+void record(Warp& warp, const Instr& instr, int lane, RaceInfo& r, const RecordedAccess& now, OrderedBefore& ordered,
+            const Name& name) {
+  check(warp, instr, lane, r, now, ordered, name);
   auto covered = [&](const RecordedAccess& earlier) { return !(earlier.mask & ~now.mask); };
   auto same = [&](const RecordedAccess& earlier) { return earlier.warp == now.warp && earlier.strong == now.strong; };
-  RecordedAccess& latest = now.write ? r.write : r.read;
-  for (const auto* earlier : {&r.write, &r.read})
-    if (conflicts(*earlier)) report(warp, instr, lane, name(), now.write, *earlier);
-  if (r.others) {
-    for (const auto& earlier : *r.others)
-      if (conflicts(earlier)) report(warp, instr, lane, name(), now.write, earlier);
-    // A weak write is ordered after what it covers, so later accesses need only be compared with the write.
-    std::erase_if(*r.others, [&](auto& earlier) {
+  // A weak write is ordered after what it covers, so later accesses need only be compared with the write.
+  if (!r.others.empty())
+    r.others.erase_if([&](const RecordedAccess& earlier) {
       return covered(earlier) && ((now.write && !now.strong) || (same(earlier) && earlier.write == now.write));
     });
-  }
-  if (latest.warp && !(covered(latest) && (same(latest) || (now.write && !now.strong)))) {
-    if (!r.others) r.others = std::make_unique<std::vector<RecordedAccess>>();
-    if (r.others->size() == kMaxOtherAccesses) r.others->erase(r.others->begin());
-    r.others->push_back(latest);
-  }
+  RecordedAccess& latest = now.write ? r.write : r.read;
+  if (latest.warp && !(covered(latest) && (same(latest) || (now.write && !now.strong)))) r.others.push(latest);
   latest = now;
   if (now.write && !now.strong && covered(r.read)) r.read = {};
 }
@@ -65,14 +84,15 @@ template <typename Find, typename Name>
 void record_range(Warp& warp, const Instr& instr, int lane, uint64_t begin, uint64_t bytes, bool write,
                   const Find& find, const Name& name) {
   RecordedAccess now = access_now(warp, instr, write);
+  OrderedBefore ordered(warp);
   for (uint64_t g = begin / 4; g <= (begin + bytes - 1) / 4; ++g) {
     now.mask = granule_mask(g, begin, bytes);
     RaceInfo& r = find(g);
     const RecordedAccess& latest = write ? r.write : r.read;
     if (latest.warp == now.warp && latest.clock == now.clock && latest.mask == now.mask &&
-        latest.strong == now.strong && (!write || !r.read.warp) && !r.others)
+        latest.strong == now.strong && (!write || !r.read.warp) && r.others.empty())
       continue;  // nothing has happened since
-    record(warp, instr, lane, r, now, [&] { return name(g * 4); });
+    record(warp, instr, lane, r, now, ordered, [&] { return name(g * 4); });
   }
 }
 
@@ -82,19 +102,23 @@ void synchronize(Warp& warp, const Instr& instr, StrongLocation& at, bool read, 
   const bool same_block = at.writer_block == warp.cta;
   if (read) {
     if (instr.acquire) {
-      c.now.join(at.device);
-      if (same_block) c.now.join(at.block);
+      c.now.VectorClock::join(at.device);
+      if (same_block) c.now.VectorClock::join(at.block);
     } else {
       (instr.device_scope ? c.observed_device : c.observed_block).join(at.device);
       if (same_block) c.observed_block.join(at.block);
     }
+    if (instr.device_scope) c.now.seen.join(at.fenced);
   }
   if (!write) return;
   if (!read) at = {};  // a plain store ends the release sequence; an atomic continues it
   if (!same_block) at.block.clear();
   at.writer_block = warp.cta;
   at.block.join(instr.release ? c.now : c.fenced_block);
-  if (instr.device_scope) at.device.join(instr.release ? c.now : c.fenced_device);
+  if (instr.device_scope) {
+    at.device.join(instr.release ? c.now : c.fenced_device);
+    at.fenced.join(c.now.fenced);
+  }
   if (instr.release) tick(warp);
 }
 
@@ -104,6 +128,16 @@ bool race_ordered(const Warp& warp, uint32_t other, uint32_t clock) {
   return other == warp.clocks.id || warp.clocks.now.of(other) >= clock;
 }
 
+void OtherAccesses::push(const RecordedAccess& access) {
+  if (!first_.warp) {
+    first_ = access;
+    return;
+  }
+  if (!more_) more_ = std::make_unique<std::vector<RecordedAccess>>();
+  if (more_->size() + 1 == kMaxOtherAccesses) more_->erase(more_->begin());
+  more_->push_back(access);
+}
+
 void VectorClock::raise(uint32_t warp, uint32_t time) {
   auto it = std::lower_bound(times_.begin(), times_.end(), std::make_pair(warp, 0u));
   if (it == times_.end() || it->first != warp) it = times_.insert(it, {warp, 0});
@@ -111,6 +145,7 @@ void VectorClock::raise(uint32_t warp, uint32_t time) {
 }
 
 void VectorClock::join(const VectorClock& other) {
+  if (other.times_.empty()) return;
   size_t i = 0;
   std::vector<std::pair<uint32_t, uint32_t>> missing;
   for (const auto& [warp, time] : other.times_) {
@@ -135,10 +170,10 @@ void race_start(Warp& warp) {
   launch.warp_names.push_back(format("block (%u,%u,%u) warp %u", cta.id[0], cta.id[1], cta.id[2], warp.index));
 }
 
-void race_release(Warp& warp, VectorClock& object, bool relaxed) {
+void race_release(Warp& warp, History& object, bool relaxed) {
   if (!warp.launch->options.check_races) return;
   if (relaxed) {
-    object.join(warp.clocks.fenced_block);
+    object.VectorClock::join(warp.clocks.fenced_block);
     if (warp.clocks.init_id) object.raise(warp.clocks.init_id, warp.clocks.init_fences);
     return;
   }
@@ -146,15 +181,20 @@ void race_release(Warp& warp, VectorClock& object, bool relaxed) {
   tick(warp);
 }
 
-void race_acquire(Warp& warp, const VectorClock& object) {
+void race_acquire(Warp& warp, const History& object) {
   if (warp.launch->options.check_races) warp.clocks.now.join(object);
 }
 
-void race_fence(Warp& warp, bool device_scope) {
+void race_fence(Warp& warp, bool device_scope, bool sequential) {
   if (!warp.launch->options.check_races) return;
   WarpClocks& c = warp.clocks;
-  c.now.join(c.observed_block);
-  if (device_scope) c.now.join(c.observed_device);
+  VectorClock& now = c.now;
+  now.join(c.observed_block);
+  if (device_scope) now.join(c.observed_device);
+  if (device_scope && sequential) {
+    now.join(c.now.seen);
+    c.now.fenced = now;
+  }
   c.fenced_block = c.now;
   if (device_scope) c.fenced_device = c.now;
   tick(warp);
@@ -182,6 +222,19 @@ void race_access(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t 
       [&](uint64_t at) { return shared_name(owner, at); });
 }
 
+// A read that lasts until the entry `id` of the clocks has reached `clock`.
+static void record_async_read(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t offset, uint32_t bytes,
+                              uint32_t id, uint32_t clock) {
+  RecordedAccess now = access_now(warp, instr, false);
+  now.warp = id + 1;
+  now.clock = clock;
+  OrderedBefore ordered(warp);
+  for (uint64_t g = offset / 4; g <= (offset + bytes - 1) / 4; ++g) {
+    now.mask = granule_mask(g, offset, bytes);
+    record(warp, instr, lane, owner.shared.race[g], now, ordered, [&] { return shared_name(owner, g * 4); });
+  }
+}
+
 void race_wgmma_read(Warp& warp, const Instr& instr, uint32_t offset, uint32_t bytes) {
   Launch& launch = *warp.launch;
   if (!launch.options.check_races) return;
@@ -192,18 +245,30 @@ void race_wgmma_read(Warp& warp, const Instr& instr, uint32_t offset, uint32_t b
     launch.warp_names.push_back(format("wgmma of block (%u,%u,%u) warps %u to %u, not waited for", cta.id[0], cta.id[1],
                                        cta.id[2], warp.index / 4 * 4, warp.index / 4 * 4 + 3));
   }
-  RecordedAccess now = access_now(warp, instr, false);
-  now.warp = id + 1;
-  now.clock = warp.wgmma_open_group + 1;
-  for (uint64_t g = offset / 4; g <= (offset + bytes - 1) / 4; ++g) {
-    now.mask = granule_mask(g, offset, bytes);
-    record(warp, instr, -1, cta.shared.race[g], now, [&] { return shared_name(cta, g * 4); });
-  }
+  record_async_read(warp, instr, -1, cta, offset, bytes, id, warp.wgmma_open_group + 1);
 }
 
 void race_wgmma_wait(Warp& warp, uint32_t groups) {
   const uint32_t id = warp.cta->warps[warp.index / 4 * 4].warpgroup_clock;
   if (id) warp.clocks.now.raise(id, groups);
+}
+
+void race_bulk_read(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t offset, uint32_t bytes) {
+  Launch& launch = *warp.launch;
+  if (!launch.options.check_races) return;
+  std::vector<uint32_t>& ids = warp.clocks.bulk_ids;
+  if (ids.empty()) ids.resize(kWarpSize);
+  if (!ids[lane]) {
+    ids[lane] = static_cast<uint32_t>(launch.warp_names.size());
+    launch.warp_names.push_back("a bulk store, not waited for, of " + launch.warp_names[warp.clocks.id] +
+                                format(" lane %d", lane));
+  }
+  record_async_read(warp, instr, lane, owner, offset, bytes, ids[lane], warp.bulk_group[lane] + 1);
+}
+
+void race_bulk_wait(Warp& warp, int lane, uint32_t groups) {
+  WarpClocks& c = warp.clocks;
+  if (!c.bulk_ids.empty() && c.bulk_ids[lane]) c.now.raise(c.bulk_ids[lane], groups);
 }
 
 void race_global(Warp& warp, const Instr& instr, int lane, uint64_t address, uint64_t bytes, bool write) {
@@ -220,9 +285,15 @@ void race_global(Warp& warp, const Instr& instr, int lane, uint64_t address, uin
 
 void race_async_write(Warp& warp, const Instr& instr, int lane, Cta& owner, uint32_t offset, uint32_t bytes) {
   if (!warp.launch->options.check_races || !bytes) return;
-  race_access(warp, instr, lane, owner, offset, bytes, true);
-  // Who reads the tile has waited for the copy, which is checked by the copy's state: forget the write.
-  for (uint32_t g = offset / 4; g <= (offset + bytes - 1) / 4; ++g) owner.shared.race[g] = {};
+  RecordedAccess now = access_now(warp, instr, true);
+  OrderedBefore ordered(warp);
+  for (uint32_t g = offset / 4; g <= (offset + bytes - 1) / 4; ++g) {
+    now.mask = granule_mask(g, offset, bytes);
+    RaceInfo& r = owner.shared.race[g];
+    check(warp, instr, lane, r, now, ordered, [&] { return shared_name(owner, uint64_t{g} * 4); });
+    // Who reads the tile has waited for the copy, which is checked by the copy's state: forget the write.
+    r = {};
+  }
 }
 
 void race_remote(Warp& warp, const Instr& instr, int lane, Cta& owner) {

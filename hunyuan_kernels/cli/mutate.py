@@ -12,7 +12,8 @@ from hunyuan_kernels._ops import MissingKernelError
 from hunyuan_kernels.cli.simulate import has_device_code, not_simulated
 from hunyuan_kernels.testing.harmless import Verdict, judge
 from hunyuan_kernels.testing.mutation import Mutant
-from hunyuan_kernels.testing.op_mutants import SETTINGS, mutate_op
+from hunyuan_kernels.testing.mutation_cases import mutation_cases
+from hunyuan_kernels.testing.op_mutants import SETTINGS, mutate_op, mutated_stems
 from hunyuan_kernels.testing.spec import OpSpec
 
 
@@ -44,7 +45,7 @@ def mutate_on_simulated_gpu(specs: list[OpSpec], seeds: int, named: bool, consol
     for spec in specs:
         steps = partial(track, description=spec.name, console=console, disable=not console.is_terminal, transient=True)
         try:
-            mutants = mutate_op(spec, settings, progress=steps)
+            mutants = mutate_op(spec, mutation_cases(spec), settings, progress=steps)
         except MissingKernelError as error:
             if named:
                 failures.append(f"hunyuan-kernels: --mutate: {error}")
@@ -53,6 +54,9 @@ def mutate_on_simulated_gpu(specs: list[OpSpec], seeds: int, named: bool, consol
             continue
         except (RuntimeError, AssertionError) as error:
             failures.append(f"{spec.name}: a case fails without any mutation: {error}")
+            continue
+        if not mutated_stems(spec):
+            console.print(f"{spec.name}: composed of other ops, whose kernels are mutated as theirs")
             continue
         verdict = judge(mutants)
         console.print(_table(mutants, verdict))

@@ -50,7 +50,15 @@ class Mutation:
     line: int
     instruction: str
     replacement: str  #: empty: removed
-    ptx: str
+    text: str  #: without the change
+    begin: int  #: of what is replaced in it
+    end: int
+
+    @property
+    def ptx(self) -> str:
+        """The changed text."""
+        newlines = "\n" * self.text.count("\n", self.begin, self.end)
+        return self.text[: self.begin] + self.replacement + newlines + self.text[self.end :]
 
 
 #: Goes over what is to be done and shows how far it has come.
@@ -135,14 +143,15 @@ def mutations(ptx: str, executed_lines: Iterable[int] | None = None) -> Iterator
         line = text.count("\n", 0, begin) + 1
         if executed is not None and line not in executed:
             continue
-        newlines = "\n" * text.count("\n", begin, end)
         kernel = bisect.bisect(starts, begin)
         yield Mutation(
             entries[kernel - 1][1] if kernel else "",
             line,
             " ".join(instruction.split()),
             replacement,
-            text[:begin] + replacement + newlines + text[end:],
+            text,
+            begin,
+            end,
         )
 
 

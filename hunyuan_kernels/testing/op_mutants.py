@@ -10,7 +10,7 @@ import torch
 
 from hunyuan_kernels._C import simulator
 from hunyuan_kernels._ops import ops
-from hunyuan_kernels.simulator import LaunchReport, simulated_gpu_of
+from hunyuan_kernels.simulator import LaunchReport, device_ptx, simulated_gpu_of
 from hunyuan_kernels.testing.mutation import Mutant, Progress, run_mutants
 from hunyuan_kernels.testing.spec import Case, OpSpec
 
@@ -46,7 +46,7 @@ class _CaseLaunch:
 
     def __call__(self, module: simulator.Module, setting: Mapping[str, Any]) -> Sequence[LaunchReport]:
         own = self.case.make(0)  # the op may change them
-        with simulated_gpu_of(setting) as gpu, _fresh_memory_is_nan():
+        with simulated_gpu_of({"num_sms": self.case.sms, **setting}) as gpu, _fresh_memory_is_nan():
             gpu.load_instead(self.stem, module)
             got = self.spec.function(**own)
         for comparison in self.spec.compare(self.case.make(0), got, self.want):
@@ -56,17 +56,22 @@ class _CaseLaunch:
         return [report for report in gpu.reports if report.kernel in kernels]
 
 
-def executed_kernels(spec: OpSpec) -> dict[str, set[int]]:
-    """The kernels that the cases of an op launch, and the lines of their PTX that they execute.
+def mutated_stems(spec: OpSpec) -> list[str]:
+    """The stems of device code that are an op's own: not those of ops that it is composed of."""
+    return [stem for stem in ops.device_stems().split(",") if f"{stem}_".startswith(f"{spec.stem}_")]
+
+
+def executed_lines(spec: OpSpec, cases: Sequence[Case]) -> dict[str, set[int]]:
+    """The kernels that some cases of an op launch, and the lines of their PTX that they execute.
 
     Raises:
         MissingKernelError: the op, or one that it is composed of, has no CUDA kernel.
         simulator.SimError: something is found wrong with a launch.
     """
     lines: dict[str, set[int]] = {}
-    for case in spec.cuda_cases():
+    for case in cases:
         arguments = case.make(0)
-        with simulated_gpu_of({}) as gpu:
+        with simulated_gpu_of({"num_sms": case.sms}) as gpu:
             spec.function(**arguments)
         for report in gpu.reports:
             lines.setdefault(report.kernel, set()).update(report.by_line)
@@ -74,12 +79,13 @@ def executed_kernels(spec: OpSpec) -> dict[str, set[int]]:
 
 
 def mutate_op(
-    spec: OpSpec, settings: Sequence[Mapping[str, Any]] = SETTINGS, *, progress: Progress = iter
+    spec: OpSpec, cases: Sequence[Case], settings: Sequence[Mapping[str, Any]] = SETTINGS, *, progress: Progress = iter
 ) -> list[Mutant]:
-    """Every mutant of the kernels that the cases of an op run.
+    """Every mutant of an op's own kernels that its cases run; none of an op that is composed of other ops.
 
     Args:
         spec: of the op
+        cases: of the op, as ``mutation_cases`` gives them
         settings: options of ``simulator.Gpu``, tried in this order
         progress: goes over the mutations of a stem's kernels
 
@@ -87,11 +93,11 @@ def mutate_op(
         MissingKernelError: the op, or one that it is composed of, has no CUDA kernel.
         simulator.SimError, AssertionError: a case fails already without a change.
     """
-    executed = executed_kernels(spec)
+    stems = mutated_stems(spec)
+    kernels = executed_lines(spec, cases if stems else cases[:1])
     mutants = []
-    for stem in ops.device_stems().split(","):
-        ptx = ops.device_ptx(stem)
-        if executed.keys() & set(simulator.Module(ptx).kernels()):  # the op itself may be composed of several stems
-            launches = [_CaseLaunch(spec, case, stem) for case in spec.cuda_cases()]
-            mutants += run_mutants(ptx, launches, settings, progress=progress)
+    for stem in stems:
+        ptx = device_ptx(stem)
+        if kernels.keys() & set(simulator.Module(ptx).kernels()):
+            mutants += run_mutants(ptx, [_CaseLaunch(spec, case, stem) for case in cases], settings, progress=progress)
     return mutants

@@ -17,6 +17,7 @@ class Case:
 
     label: str
     make: Callable[[int], Arguments]
+    sms: int = 8  #: of the simulated GPU on which mutants run it
 
 
 @dataclass(frozen=True)

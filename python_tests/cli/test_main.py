@@ -89,14 +89,15 @@ def test_mutants_of_an_op(monkeypatch):
     few = dataclasses.replace(
         spec, cases=lambda: [case for case in spec.cases() if case.label == "129x257 tensor bfloat16"]
     )
-    unported = next(spec for spec in all_specs() if spec.name == "fp8_linear")
-    monkeypatch.setattr(common, "all_specs", lambda: iter([few, unported]))
+    others = [spec for spec in all_specs() if spec.name in ("fp8_linear", "moe")]
+    monkeypatch.setattr(common, "all_specs", lambda: iter([few, *others]))
     result = run("check", "--simulate", "--mutate")
     assert result.exit_code == 0
     assert "quantize_fp8: 6 mutants, 4 caught, 2 harmless, 0 survived without an explanation" in result.output
     assert "survived, harmless: the next launch of the stream begins later" in " ".join(result.output.split())
     assert "finding: quantize_fp8: data race on shared address" in result.output
     assert "fp8_linear: not simulated: fp8_linear has no CUDA kernel" in result.output
+    assert "moe: composed of other ops" in result.output
 
     result = run("check", "fp8_linear", "--simulate", "--mutate")
     assert result.exit_code == 2

@@ -107,6 +107,28 @@ class GlobalRace(Family):
         return INTEGERS[:32] + 5
 
 
+class LastBlock(Family):
+    kernel = "last_block"
+    grid, block = 3, 64
+
+    def arguments(self):
+        return [zeros(3 * 64), zeros(1), zeros(64)]
+
+    def want(self):
+        return 3 * INTEGERS[:64] + 64 * 3
+
+
+class Multicast(Family):
+    kernel = "multicast"
+    grid = cluster = 2
+
+    def arguments(self):
+        return [INTEGERS[:32].clone(), zeros(64)]
+
+    def want(self):
+        return INTEGERS[:32].repeat(2)
+
+
 class DependentLaunch(Family):
     kernel = "second"
 
@@ -139,6 +161,8 @@ FAMILIES = {
     "cluster": Cluster(),
     "barriers": Barriers(),
     "global_race": GlobalRace(),
+    "last_block": LastBlock(),
+    "multicast": Multicast(),
     "dependent_launch": DependentLaunch(),
     "schedules": Schedules(),
 }

@@ -49,17 +49,47 @@ FINDINGS = {
         "over_arrived": ("arrive of 1 exceeds the pending count 0", (0, 0, 0)),
         "initialized_again": ("re-initialized in the middle of phase 0", (0, 0, 0)),
         "read_before_copy": ("is read while an asynchronous copy into it is in flight", (0, 0, 0)),
+        "invalidated_in_flight": (
+            "(invalidated in the middle of phase 0|invalidated, which is not ordered after phase 0)",
+            (0, 0, 0),
+        ),
         "exit_before_copy": ("exits while an asynchronous copy into its shared memory is in flight", (0, 0, 0)),
         "exit_before_read": ("exits before cp.async.bulk.wait_group for a bulk store", (0, 0, 0)),
         "missing_proxy_fence": ("the async proxy reads shared address 0x", (0, 0, 0)),
         "overwritten_before_read": ("is overwritten while an unfinished asynchronous operation", (0, 0, 0)),
+    },
+    "last_block": dict.fromkeys(
+        (
+            "missing_fence",
+            "fence_after_count",
+            "block_scope",
+            "acquire_release_only",
+            "missing_barrier",
+            "missing_fence_of_readers",
+        ),
+        ("data race on global address 0x.*'argument 0': this read is not ordered after the write", None),
+    ),
+    "multicast": {
+        "peer_exits": (
+            "block rank 1 (exits while an asynchronous copy into its shared memory is in flight|exits without a wait "
+            "for phase 0 of mbarrier)|access to shared memory of block rank 1, which has already exited",
+            (0, 0, 0),
+        ),
+        "peer_not_ready": (
+            "(no initialized mbarrier at shared address|its initialization at PTX line .* is not ordered before)",
+            (0, 0, 0),
+        ),
     },
     "mbarrier": {
         "used_before_init": (
             r"(no initialized mbarrier at shared address|its initialization at PTX line \d+ by block \(0,0,0\) warp 0 "
             r"is not ordered before this use)",
             (0, 1, 0),
-        )
+        ),
+        "invalidated_early": (
+            r"(no initialized mbarrier at shared address|invalidated, which is not ordered after the wait at PTX line)",
+            None,
+        ),
     },
     "cluster": {"peer_exits": ("access to shared memory of block rank [01], (whose exit|which has already)", None)},
     "barriers": {
@@ -127,11 +157,25 @@ def test_fault_is_named(family, fault, seed):
         assert f"block ({block},0,0), warp {warp}, lane {lane}: " in text
 
 
-def test_initialization_has_to_be_ordered_whatever_the_schedule():
-    module = simulator.Module(planted.source("mbarrier", "used_before_init"))
-    for seed, schedule in itertools.product(range(SEEDS), ("random", "hold_warps", "hold_block", "hold_copies")):
-        with pytest.raises(simulator.SimError, match="initializ"):
-            FAMILIES["mbarrier"].run(device(seed, schedule=schedule), module)
+@pytest.mark.parametrize(
+    ("family", "fault", "message"),
+    [
+        ("mbarrier", "used_before_init", "initializ"),
+        ("mbarrier", "invalidated_early", "invalidated"),
+        ("copies", "invalidated_in_flight", "invalidated"),
+        ("copies", "exit_before_copy", "block rank 0 exits w"),
+        ("multicast", "peer_exits", "exit"),
+        ("multicast", "peer_not_ready", "initializ"),
+        *(("last_block", fault, "data race") for fault in FINDINGS["last_block"]),
+    ],
+)
+def test_found_whatever_the_schedule(family, fault, message):
+    module = simulator.Module(planted.source(family, fault))
+    for seed, latency, schedule in itertools.product(
+        range(SEEDS), (1, 64, 20_000), ("random", "hold_warps", "hold_block", "hold_copies")
+    ):
+        with pytest.raises(simulator.SimError, match=message):
+            FAMILIES[family].run(device(seed, schedule=schedule, async_latency=latency), module)
 
 
 CHAIN = """.version 8.0

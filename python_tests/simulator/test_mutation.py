@@ -20,6 +20,8 @@ SETTINGS = [
 HARMLESS = {
     # Every thread zeroes its own word: the barrier behind it is there for the faults.
     "barriers": ["bar.sync 0;"],
+    # Nothing else is kept where the mbarrier was.
+    "mbarrier": ["@%p1 mbarrier.inval.shared::cta.b64 [%r2];"],
     # The second kernel begins later.
     "dependent_launch": ["griddepcontrol.launch_dependents;"],
     # The flags hand over nothing but themselves.

@@ -133,9 +133,15 @@ def swiglu_magnitude(a: Tensor, gate_up: Tensor, expert_offsets: Tensor, want: T
     return 1.1 * up.abs() * gate_sum + F.silu(gate).abs() * up_sum + want.abs()
 
 
-def compare_swiglu(arguments: Arguments, got: Tensor, want: Tensor) -> list[Comparison]:
+def compare_swiglu(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
     operands = {k: v for k, v in arguments.items() if k != "return_preactivation"}
-    return [compare_bounded("out", got, want, swiglu_magnitude(**operands, want=want))]
+    if not arguments.get("return_preactivation"):
+        return [compare_bounded("out", got, want, swiglu_magnitude(**operands, want=want))]
+    magnitude = reference.grouped_gemm(operands["a"].abs(), operands["gate_up"].abs(), operands["expert_offsets"])
+    return [
+        compare_bounded("out", got[0], want[0], swiglu_magnitude(**operands, want=want[0])),
+        compare_bounded("preactivation", got[1], want[1], magnitude),
+    ]
 
 
 # ---- benchmarks -----------------------------------------------------------------------------------------------------
