@@ -19,6 +19,7 @@ from hunyuan_kernels.cli.counters import SMS
 from hunyuan_kernels.testing import machine
 from hunyuan_kernels.testing.measure import Bench, Measurement
 from hunyuan_kernels.testing.memory import MemoryProbe
+from hunyuan_kernels.testing.providers import PROVIDERS
 from hunyuan_kernels.testing.spec import PRESETS, Case, OpSpec, all_specs
 from hunyuan_kernels.testing.timing import Timing
 
@@ -108,12 +109,19 @@ def bench(
     case: Annotated[str | None, typer.Option(help="Only cases whose label contains this text.")] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for the rounds of each case.")] = 1.0,
     patience: Annotated[float, typer.Option(min=0.0, help="Leave out baselines whose call takes longer (s).")] = 20.0,
+    against: Annotated[
+        str, typer.Option(help=f"Whose functions to compare with, by commas: {', '.join(PROVIDERS)}.")
+    ] = "torch",
     explain: Annotated[bool, typer.Option("--explain", help="Time nothing: show what is planned for a GPU.")] = False,
 ) -> None:
-    """Times ops against PyTorch, interleaved in one process, beside the measured ceilings of this machine."""
+    """Times ops against PyTorch and others, interleaved in one process, beside this machine's measured ceilings."""
     specs = chosen_specs(names)
     if preset is not None and preset not in PRESETS:
         refuse("preset", preset, PRESETS)
+    providers = tuple(dict.fromkeys(name.strip() for name in against.split(",")))
+    for provider in providers:
+        if provider not in PROVIDERS:
+            refuse("provider", provider, PROVIDERS)
     pairs = [(spec, c) for spec in specs for c in spec.bench_cases(preset) if case is None or case in c.label]
     if not pairs:
         refuse("case", case or "", [c.label for spec in specs for c in spec.bench_cases(preset)])
@@ -128,7 +136,7 @@ def bench(
     progress = Console(stderr=True)
     steps = track(pairs, "measuring", console=progress, disable=not progress.is_terminal, transient=True)
     with MemoryProbe() as probe:
-        settings = Bench(seconds, patience, cold, preset, probe)
+        settings = Bench(seconds, patience, cold, preset, probe, providers)
         results = [settings.measure(spec, one) for spec, one in steps]
     if json_file != "-":
         title = (

@@ -11,6 +11,7 @@ from torch import Tensor
 from hunyuan_kernels._ops import ops
 from hunyuan_kernels.testing.ceilings import Ceiling, ceiling_of, make_probes
 from hunyuan_kernels.testing.memory import MemoryProbe
+from hunyuan_kernels.testing.providers import without_counterpart
 from hunyuan_kernels.testing.spec import Arguments, Case, OpSpec, Work, verify
 from hunyuan_kernels.testing.timing import Timing, interleave
 
@@ -99,7 +100,8 @@ class Bench:
     """Settings of a run, and what it has learned about slow baselines.
 
     ``seconds`` for each case's rounds. A baseline is left out when its best rate in the cases before says that one call
-    would take more than ``patience`` seconds. Without ``memory`` peak memory is not measured.
+    would take more than ``patience`` seconds. ``against`` names the providers whose functions are baselines. Without
+    ``memory`` peak memory is not measured.
     """
 
     seconds: float = 1.0
@@ -107,6 +109,7 @@ class Bench:
     cold: bool = False
     preset: str | None = None
     memory: MemoryProbe | None = None
+    against: tuple[str, ...] = ("torch",)
     _rates: dict[tuple[str, str], float] = field(default_factory=dict)  # seconds per flop, or byte
 
     def measure(self, spec: OpSpec, case: Case) -> Measurement:
@@ -117,8 +120,9 @@ class Bench:
         arguments = case.make(0)
         work, dtype = spec.work(arguments), dtype_of(arguments)
         candidates: dict[str, Callable[[], object]] = {spec.name: partial(spec.function, **arguments)}
-        left_out: dict[str, str] = {}
-        for name, baseline in spec.baselines.items():
+        left_out = without_counterpart(self.against, spec.peers)
+        compared = spec.compared_with(self.against)
+        for name, baseline in compared.items():
             expected = self._rates.get((spec.name, name), 0.0) * _size(work)
             if expected <= self.patience:
                 candidates[name] = _keeping_the_reason(partial(baseline, **arguments), name, left_out)
@@ -127,7 +131,7 @@ class Bench:
         probes = make_probes(work, dtype)
         functions = {_PROBE + name: probe.function for name, probe in probes.items()}
         timings = interleave({**candidates, **functions}, seconds=self.seconds, cold=self.cold)
-        baselines = {name: timings[name] for name in spec.baselines if name in timings}
+        baselines = {name: timings[name] for name in compared if name in timings}
         for name, timing in baselines.items():
             rate = timing.best / _size(work)
             self._rates[spec.name, name] = min(rate, self._rates.get((spec.name, name), rate))

@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +38,9 @@ class OpSpec:
     for sizes that suit any machine: the first of those is small enough for a report on all ops in a minute.
     ``baselines`` map a name to a function with the same arguments: what a good PyTorch user would write today; one
     raises NotImplementedError for a case that PyTorch has nothing for. Names that start with ``naive`` are shown but
-    not judged by. ``sample`` cuts a call and its result down to some columns, for sizes whose reference would take
-    minutes. ``on_cuda`` says whether the CUDA kernels take a case that the CPU takes: they refuse some dtypes.
+    not judged by. ``peers`` are the same from other libraries, by provider (``testing/providers.py``). ``sample`` cuts
+    a call and its result down to some columns, for sizes whose reference would take minutes. ``on_cuda`` says whether
+    the CUDA kernels take a case that the CPU takes: they refuse some dtypes.
     ``plan`` gives what the host decides for a case on a GPU with so many SMs, as an object that prints itself.
     """
 
@@ -52,9 +53,18 @@ class OpSpec:
     bench_cases: Callable[[str | None], list[Case]]
     work: Callable[[Arguments], Work]
     baselines: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    peers: dict[str, dict[str, Callable[..., Any]]] = field(default_factory=dict)
     sample: Callable[[Arguments, Any], tuple[Arguments, Any]] | None = None
     on_cuda: Callable[[Arguments], bool] = lambda arguments: True
     plan: Callable[[Arguments, int], object] | None = None
+
+    def compared_with(self, against: Iterable[str]) -> dict[str, Callable[..., Any]]:
+        """The baselines of these providers; those of torch are :attr:`baselines`."""
+        return {
+            name: function
+            for provider in against
+            for name, function in (self.baselines if provider == "torch" else self.peers.get(provider, {})).items()
+        }
 
     def cuda_cases(self) -> list[Case]:
         """The cases that the CUDA kernels take."""

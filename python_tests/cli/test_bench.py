@@ -86,6 +86,7 @@ def test_threads():
         (["grouped_gem"], "unknown op 'grouped_gem'; allowed: dispatch, dispatch_fp8"),
         (["grouped_gem"], "Did you mean grouped_gemm?"),
         (["--preset", "hunyuan"], "unknown preset 'hunyuan'; allowed: hunyuan-large, hunyuan-a13b"),
+        (["--against", "torch,zentorc"], "unknown provider 'zentorc'; allowed: torch, transformers, zentorch, vllm"),
         (["route", "--case", "nothing"], "unknown case 'nothing'; allowed: T=2048"),
         (["--threads", "0"], "--threads"),
         (["--seconds", "-1"], "--seconds"),
@@ -128,6 +129,23 @@ def test_the_reason_why_a_baseline_is_left_out():
     measured = Bench(seconds=0.01).measure(changed, spec.bench_cases(None)[0])
     assert measured.left_out == {"copies": "it would copy 200 GiB"}
     assert set(measured.baselines) == set(spec.baselines)
+
+
+def test_other_libraries_are_asked_for(monkeypatch):
+    """Those that are installed run, for the others the reason says how to get them."""
+    spec = spec_of("experts_from_ids")
+    case = spec.bench_cases(None)[0]
+    assert set(Bench(seconds=0.01).measure(spec, case).baselines) == set(spec.baselines)
+    monkeypatch.setitem(sys.modules, "zentorch", None)  # importing it fails
+    measured = Bench(seconds=0.01, against=("transformers", "zentorch")).measure(spec, case)
+    assert {"transformers eager", "transformers grouped_mm"} <= set(measured.baselines)
+    assert list(measured.left_out) == ["zentorch fused_moe"]
+    assert "to get it: pip install zentorch" in measured.left_out["zentorch fused_moe"]
+    measured = Bench(seconds=0.01, against=("vllm",)).measure(
+        spec_of("quantize_fp8"), spec_of("quantize_fp8").bench_cases(None)[0]
+    )
+    assert measured.baselines == {}
+    assert measured.left_out == {"vllm": "nothing of it is compared with this op"}
 
 
 def test_naive_baselines_are_not_judged():

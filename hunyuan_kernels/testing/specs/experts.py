@@ -1,4 +1,4 @@
-"""The routed experts of a layer, from someone else's ids and weights, beside transformers' implementations.
+"""The routed experts of a layer, from someone else's ids and weights, beside what other libraries make of them.
 
 What ``experts_implementation="hunyuan_kernels"`` computes in transformers, on weights as they are and as ``prepack``
 lays them out.
@@ -10,13 +10,21 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hunyuan_kernels as hk
 from hunyuan_kernels.reference.moe import moe_from_routing
 from hunyuan_kernels.testing.compare import Comparison, compare_bounded
+from hunyuan_kernels.testing.providers import (
+    load,
+    vllm_experts,
+    vllm_packed,
+    zentorch_experts,
+    zentorch_weights,
+)
 from hunyuan_kernels.testing.spec import Arguments, Case, OpSpec, Work
-from hunyuan_kernels.testing.specs.grouped_gemm import make_weights
+from hunyuan_kernels.testing.specs.grouped_gemm import EXPERT_PRODUCTS, make_weights
 from hunyuan_kernels.testing.specs.moe import layer_magnitude
 
 #: transformers' batched_mm copies the weights of every assignment; beyond this much it is left out.
@@ -37,11 +45,12 @@ class Weights:
     @cached_property
     def theirs(self) -> Any:
         """The experts of transformers' ``hunyuan_v1_moe``."""
+        load("transformers")
         try:
             from transformers import HunYuanMoEV1Config
             from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import HunYuanMoEV1Experts
         except ImportError as error:
-            raise NotImplementedError(f"transformers with hunyuan_v1_moe is not installed: {error}") from None
+            raise NotImplementedError(f"this transformers has no hunyuan_v1_moe: {error}") from None
         experts, hidden, intermediate = self.plain.down.shape
         config = HunYuanMoEV1Config(hidden_size=hidden, intermediate_size=intermediate, num_experts=experts)
         with torch.device("meta"):
@@ -49,6 +58,16 @@ class Weights:
         module.gate_up_proj = nn.Parameter(self.plain.gate_up, requires_grad=False)
         module.down_proj = nn.Parameter(self.plain.down, requires_grad=False)
         return module
+
+    @cached_property
+    def for_zentorch(self) -> hk.Experts:
+        """Copies, which zentorch reorders."""
+        return hk.Experts(*map(zentorch_weights, self.plain))
+
+    @cached_property
+    def for_vllm(self) -> hk.Experts:
+        """In vLLM's layout."""
+        return hk.Experts(*map(vllm_packed, self.plain))
 
 
 def _make(
@@ -155,6 +174,31 @@ def _work(arguments: Arguments) -> Work:
     return Work(2.0 * here.numel() * one_expert, float(weights + 2 * x.nbytes))
 
 
+def _torch(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Assignments sorted by expert, ``multiply`` over the experts' rows, index_add."""
+
+    def baseline(x: Tensor, expert_ids: Tensor, weights: Tensor, experts: Weights) -> Tensor:
+        gate_up, down = experts.plain
+        ids = expert_ids.reshape(-1)
+        ends = torch.bincount(ids, minlength=gate_up.shape[0] + 1)[: gate_up.shape[0]].cumsum(0)
+        offsets = F.pad(ends, (1, 0)).int()
+        order = ids.argsort(stable=True)[: int(offsets[-1])]  # experts that are elsewhere come last
+        tokens = order // expert_ids.shape[1]
+        gate, up = multiply(x.index_select(0, tokens), gate_up, offsets).chunk(2, dim=1)
+        y = multiply(F.silu(gate) * up, down, offsets) * weights.reshape(-1, 1)[order].to(x.dtype)
+        return torch.zeros_like(x).index_add_(0, tokens, y)
+
+    return baseline
+
+
+def _zentorch(x: Tensor, expert_ids: Tensor, weights: Tensor, experts: Weights) -> Tensor:
+    return zentorch_experts(x, *experts.for_zentorch, weights, expert_ids)
+
+
+def _vllm(x: Tensor, expert_ids: Tensor, weights: Tensor, experts: Weights) -> Tensor:
+    return vllm_experts(x, *experts.for_vllm, weights, expert_ids)
+
+
 def _theirs(implementation: str) -> Callable[..., Tensor]:
     def baseline(x: Tensor, expert_ids: Tensor, weights: Tensor, experts: Weights) -> Tensor:
         copied = expert_ids.numel() * experts.plain.gate_up[0].nbytes
@@ -167,7 +211,11 @@ def _theirs(implementation: str) -> Callable[..., Tensor]:
     return baseline
 
 
-_THEIRS = {f"transformers {name}": _theirs(name) for name in ("eager", "grouped_mm", "batched_mm")}
+_PEERS = {
+    "transformers": {f"transformers {name}": _theirs(name) for name in ("eager", "grouped_mm", "batched_mm")},
+    "zentorch": {"zentorch fused_moe": _zentorch},
+    "vllm": {"vllm cpu_fused_moe": _vllm},
+}
 
 SPECS = [
     OpSpec(
@@ -179,7 +227,8 @@ SPECS = [
         cases=partial(_cases, packed),
         bench_cases=partial(_bench_cases, packed),
         work=_work,
-        baselines=_THEIRS,
+        baselines={name: _torch(multiply) for name, multiply in EXPERT_PRODUCTS.items()},
+        peers=_PEERS,
         on_cuda=on_cuda,
     )
     for function, packed, on_cuda in (
