@@ -7,12 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hunyuan_kernels.model.cache import KeyValue
+import hunyuan_kernels as hk
+from hunyuan_kernels.model.cache import Fp8KeyValue, KeyValue
 from hunyuan_kernels.model.config import Config
+from hunyuan_kernels.model.linear import Linear
 from hunyuan_kernels.model.rope import apply_rope
 
 #: Takes keys and values of a pass, returns those of all passes: ``KeyValueCache.append`` of a layer.
-Append = Callable[[Tensor, Tensor], KeyValue]
+Append = Callable[[Tensor, Tensor], KeyValue | Fp8KeyValue]
+
+#: Up to so many tokens of a pass, the heads that share keys and values are rows of one product: those are read once.
+#: With more tokens, scores and masks of all heads would take more memory than torch's attention by blocks does.
+FEW_TOKENS = 16
 
 
 class Positions(NamedTuple):
@@ -42,48 +48,80 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
-        self.queries_width = config.num_heads * config.head_dim
-        key_value_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, self.queries_width, bias=False)
-        if owns_key_value:
-            self.k_proj = nn.Linear(config.hidden_size, key_value_width, bias=False)
-            self.v_proj = nn.Linear(config.hidden_size, key_value_width, bias=False)
-        self.o_proj = nn.Linear(self.queries_width, config.hidden_size, bias=False)
+        #: Heads of what ``qkv_proj`` makes, in this order: queries, then keys and values where they are owned.
+        self.queries, self.shared = config.num_heads, config.num_key_value_heads if owns_key_value else 0
+        self.qkv_proj = Linear(config.hidden_size, (self.queries + 2 * self.shared) * config.head_dim)
+        self.o_proj = Linear(self.queries * config.head_dim, config.hidden_size)
         self.query_layernorm = nn.RMSNorm(config.head_dim, config.norm_epsilon)
         self.key_layernorm = nn.RMSNorm(config.head_dim, config.norm_epsilon)
 
-    def _heads(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (-1, self.head_dim))
-
-    def _project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> KeyValue:
-        """Keys, rotated and divided by their root mean square, and values: ``[B, heads, T, head_dim]`` each."""
-        keys = F.rms_norm(apply_rope(self._heads(self.k_proj(x)), rope), (self.head_dim,), eps=self.key_layernorm.eps)
-        return keys.transpose(1, 2), self._heads(self.v_proj(x)).transpose(1, 2)
-
     def forward(
-        self, x: Tensor, positions: Positions, shared: KeyValue | None = None, append: Append | None = None
-    ) -> tuple[Tensor, KeyValue]:
+        self,
+        x: Tensor,
+        positions: Positions,
+        shared: KeyValue | Fp8KeyValue | None = None,
+        append: Append | None = None,
+    ) -> tuple[Tensor, KeyValue | Fp8KeyValue]:
         """x ``[B, T, H]`` to the same shape, beside the keys and values for the layers that share them.
 
         In a layer that owns keys and values, ``append`` puts the new ones into a cache and returns all that it holds.
         """
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        rotated = apply_rope(heads[..., : self.queries + self.shared, :], positions.rope)
+        normalized = F.rms_norm(rotated, (self.head_dim,), eps=self.query_layernorm.eps).transpose(1, 2)
         if shared is None:
-            shared = self._project(x, positions.rope)
+            values = heads[..., self.queries + self.shared :, :].transpose(1, 2)
+            shared = normalized[:, self.queries :], values
             if append is not None:
                 shared = append(*shared)
-        key, value = shared
-        q = self.query_layernorm(apply_rope(self._heads(self.q_proj(x)), positions.rope))
-        q = (q * self.key_layernorm.weight).transpose(1, 2)
-        out = F.scaled_dot_product_attention(
-            q,
-            key.to(q.dtype),
-            value.to(q.dtype),
-            attn_mask=positions.mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=positions.mask is None and positions.causal,
-            enable_gqa=q.shape[1] != key.shape[1],
-        )
+        queries = normalized[:, : self.queries] * self.query_layernorm.weight * self.key_layernorm.weight
+        out = attend(queries, shared, positions, self.dropout if self.training else 0.0)
         return self.o_proj(out.transpose(1, 2).flatten(2)), shared
+
+
+def attend(queries: Tensor, shared: KeyValue | Fp8KeyValue, positions: Positions, dropout: float = 0.0) -> Tensor:
+    """Queries ``[B, heads, T, d]`` over keys and values ``[B, fewer heads, L, d]``, to the shape of the queries."""
+    mask, tokens = positions.mask, queries.shape[2]
+    causal = mask is None and positions.causal
+    if causal or tokens > FEW_TOKENS:
+        keys, values = shared.expanded(queries.dtype) if isinstance(shared, Fp8KeyValue) else shared
+        return F.scaled_dot_product_attention(
+            queries,
+            keys.to(queries.dtype),
+            values.to(queries.dtype),
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=causal,
+            enable_gqa=queries.shape[1] != keys.shape[1],
+        )
+    # Heads of the same keys and values stand one behind the other: [B, heads, T, d] is [B, groups, heads * T, d].
+    rows = queries.reshape(queries.shape[0], shared[0].shape[1], -1, queries.shape[3])
+    if mask is not None:
+        mask = mask.repeat(1, 1, rows.shape[2] // tokens, 1)
+    if isinstance(shared, Fp8KeyValue):
+        out = _attend_fp8(rows, shared, mask)
+    else:
+        keys, values = (t.to(rows.dtype) for t in shared)
+        out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, dropout_p=dropout)
+    return out.reshape(queries.shape)
+
+
+def _attend_fp8(rows: Tensor, shared: Fp8KeyValue, mask: Tensor | None) -> Tensor:
+    """Attention for few rows ``[B, groups, R, d]``: two grouped GEMMs that read the cache as it is, in e4m3.
+
+    A group is one head of keys and values of one sequence. Probabilities are rounded to the dtype of the rows.
+    """
+    batch, groups, count, width = rows.shape
+    offsets = torch.arange(batch * groups + 1, dtype=torch.int32, device=rows.device) * count
+    keys, values = (t.flatten(0, 1) for t in (shared.keys, shared.values))  # [B * groups, L, d], no copies
+    key_scale, value_scale = (t.flatten() for t in (shared.key_scale, shared.value_scale))
+    scaled = (rows * width**-0.5).flatten(0, 2)
+    scores = hk.grouped_gemm_fp8(scaled, keys, offsets, None, key_scale, out_dtype=torch.float32)
+    if mask is not None:
+        scores = scores.view(batch, groups, count, -1).masked_fill(~mask, float("-inf")).flatten(0, 2)
+    probabilities = scores.softmax(-1).to(rows.dtype)
+    out = hk.grouped_gemm_fp8(probabilities, values.mT, offsets, None, value_scale, out_dtype=rows.dtype)
+    return out.view(rows.shape)
 
 
 def causal_mask(positions: Tensor, length: int) -> Tensor:

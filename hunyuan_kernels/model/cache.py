@@ -1,6 +1,7 @@
 """The cache of keys and values: one place for each layer that owns them, bf16, fp32 or FP8."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,43 +16,71 @@ DTYPES = (torch.bfloat16, torch.float32, FP8)
 _FP8_LARGEST = 448.0
 
 
+class Fp8KeyValue(NamedTuple):
+    """Keys and values as an FP8 cache holds them, e4m3, with a scale for each sequence and head: ``[B, heads, 1, 1]``.
+
+    Under a scale of 0 there are zeros.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_scale: Tensor
+    value_scale: Tensor
+
+    def expanded(self, dtype: torch.dtype) -> KeyValue:
+        """What they stand for."""
+        return (self.keys.float() * self.key_scale).to(dtype), (self.values.float() * self.value_scale).to(dtype)
+
+
 class _Store:
-    """Vectors of one kind: ``data [B, heads, capacity, head_dim]``, for FP8 with a scale for each sequence and head.
+    """Keys and values of one layer: ``data [2, B, heads, capacity, head_dim]``, for FP8 with scales ``[2, B, heads]``.
 
     Scales are powers of two and grow when a larger value comes: what is stored is then divided by the ratio, which is
     exact but for elements that become subnormal.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> None:
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
-        self.scale = torch.zeros((*shape[:2], 1, 1), device=device) if dtype == FP8 else None
+        self.data = torch.zeros((2, *shape), dtype=dtype, device=device)
+        self.scale = torch.zeros((2, *shape[:2], 1, 1), device=device) if dtype == FP8 else None
 
-    def _quantized(self, new: Tensor, counted: Tensor) -> Tensor:
+    def _quantized(self, new: Tensor) -> Tensor:
+        """Raises scales that are too small. Where nothing is, a scale is 0 and new elements are zeros or NaN."""
         assert self.scale is not None
-        largest = torch.where(counted, new, 0).abs().nan_to_num(0.0, 0.0).amax((2, 3), keepdim=True)
+        largest = new.abs().amax((3, 4), keepdim=True)
+        if bool((largest > _FP8_LARGEST * self.scale).any()) or not bool(largest.isfinite().all()):
+            self._grow(new.abs().nan_to_num(0.0, 0.0).amax((3, 4), keepdim=True))
+        scaled = new / torch.where(self.scale > 0, self.scale, 1.0)
+        return scaled.clamp_(-_FP8_LARGEST, _FP8_LARGEST).to(FP8)
+
+    def _grow(self, largest: Tensor) -> None:
+        assert self.scale is not None
         needed = torch.where(largest > 0, torch.exp2(torch.ceil(torch.log2(largest / _FP8_LARGEST))), 0.0)
         grown = torch.maximum(self.scale, needed)
         ratio = torch.where(grown > self.scale, self.scale / grown, 1.0)
-        if bool((ratio < 1).any()):
+        if bool(self.scale.any()):  # else there is nothing yet
             self.data = (self.data.float() * ratio).to(FP8)
-            self.scale = grown
-        scaled = new / torch.where(self.scale > 0, self.scale, 1.0)
-        return scaled.clamp(-_FP8_LARGEST, _FP8_LARGEST).to(FP8)
+        self.scale = grown
 
-    def write(self, new: Tensor, starts: Sequence[int], counts: Sequence[int]) -> None:
+    def write(self, new: KeyValue, starts: Sequence[int], counts: Sequence[int]) -> None:
+        """``new``, ``[B, heads, T, head_dim]`` each, of which each sequence has its count."""
         if self.scale is not None:
-            steps = torch.arange(new.shape[2], device=new.device)
-            counted = steps < torch.tensor(counts, device=new.device).view(-1, 1)
-            new = self._quantized(new.float(), counted[:, None, :, None])
-        if len(set(starts)) == len(set(counts)) == 1:
-            self.data[:, :, starts[0] : starts[0] + counts[0]] = new[:, :, : counts[0]]
-            return
-        for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
-            self.data[row, :, start : start + count] = new[row, :, :count]
+            both = torch.stack((new[0].float(), new[1].float()))
+            if len(set(counts)) != 1:  # padding must not raise scales
+                steps = torch.arange(both.shape[3], device=both.device)
+                counted = steps < torch.tensor(counts, device=both.device).view(-1, 1)
+                both = torch.where(counted[:, None, :, None], both, 0)
+            quantized = self._quantized(both)
+            new = quantized[0], quantized[1]
+        for data, part in zip(self.data, new, strict=True):
+            if len(set(starts)) == len(set(counts)) == 1:
+                data[:, :, starts[0] : starts[0] + counts[0]] = part[:, :, : counts[0]]
+                continue
+            for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+                data[row, :, start : start + count] = part[row, :, :count]
 
-    def read(self, length: int, dtype: torch.dtype) -> Tensor:
-        stored = self.data[:, :, :length]
-        return stored if self.scale is None else (stored.float() * self.scale).to(dtype)
+    def read(self, length: int) -> KeyValue | Fp8KeyValue:
+        keys, values = self.data[:, :, :, :length]
+        return (keys, values) if self.scale is None else Fp8KeyValue(keys, values, *self.scale)
 
 
 class KeyValueCache:
@@ -85,15 +114,13 @@ class KeyValueCache:
         self.incoming = [0] * batch
         shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
         self._stores = {
-            layer: (_Store(shape, dtype, device), _Store(shape, dtype, device))
-            for layer in range(config.num_layers)
-            if config.owns_key_value(layer)
+            layer: _Store(shape, dtype, device) for layer in range(config.num_layers) if config.owns_key_value(layer)
         }
 
     @property
     def nbytes(self) -> int:
         """Of keys and values; an FP8 cache has 8 more for each sequence, head and owner: two scales."""
-        return sum(store.data.nbytes for stores in self._stores.values() for store in stores)
+        return sum(store.data.nbytes for store in self._stores.values())
 
     @property
     def length_after(self) -> int:
@@ -115,12 +142,11 @@ class KeyValueCache:
                 )
         self.incoming = list(incoming)
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> KeyValue:
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> KeyValue | Fp8KeyValue:
         """Stores those that ``layer``, one that owns them, made in this pass; returns all, to the longest sequence."""
-        all_keys, all_values = self._stores[layer]
-        all_keys.write(keys, self.lengths, self.incoming)
-        all_values.write(values, self.lengths, self.incoming)
-        return all_keys.read(self.length_after, keys.dtype), all_values.read(self.length_after, values.dtype)
+        store = self._stores[layer]
+        store.write((keys, values), self.lengths, self.incoming)
+        return store.read(self.length_after)
 
     def finish(self) -> None:
         """Ends a pass: its tokens count from now on."""

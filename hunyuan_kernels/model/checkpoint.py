@@ -5,8 +5,8 @@ Three forms are known by their names:
 * ``"experts"``: a tensor for each projection of each expert, as Hunyuan-Large (A52B) and Hunyuan-A13B are published;
 * ``"packed"``: the experts of a layer in two tensors, as transformers' ``hunyuan_v1_moe`` holds them;
 * ``"fp8"``: as ``"experts"``, linear layers in e4m3 with scalars ``weight_scale`` and ``input_scale``, as Hunyuan's FP8
-  checkpoints are published; gates, embedding, norms and head are not quantized. Weights are dequantized when they are
-  read; input scales are not used then.
+  checkpoints are published; gates, embedding, norms and head are not quantized. ``load`` dequantizes them, or keeps
+  them as they are.
 """
 
 import json
@@ -23,7 +23,9 @@ from torch import Tensor
 
 import hunyuan_kernels as hk
 from hunyuan_kernels.model.config import Config
+from hunyuan_kernels.model.config_json import config_from_json, config_to_json
 from hunyuan_kernels.model.decoder import Decoder
+from hunyuan_kernels.model.fp8 import ACTIVATIONS, FP8, Part, use_fp8
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -54,9 +56,14 @@ def pieces(config: Config, form: str) -> dict[str, Piece]:
             found[f"{theirs}.{norm}.weight"] = Piece(f"{ours}.{norm}.weight")
         for norm in ("query_layernorm", "key_layernorm"):
             found[f"{theirs}.self_attn.{norm}.weight"] = Piece(f"{ours}.attention.{norm}.weight")
-        for name in ("q", "k", "v", "o") if config.owns_key_value(i) else ("q", "o"):
-            weight = f"{name}_proj.weight"
-            found[f"{theirs}.self_attn.{weight}"] = Piece(f"{ours}.attention.{weight}", linear=True)
+        attention, first = f"{theirs}.self_attn", 0
+        shared = config.num_key_value_heads if config.owns_key_value(i) else 0
+        for name, heads in (("q", config.num_heads), ("k", shared), ("v", shared)):
+            rows = slice(first * config.head_dim, (first + heads) * config.head_dim)
+            first += heads
+            if heads:
+                found[f"{attention}.{name}_proj.weight"] = Piece(f"{ours}.attention.qkv_proj.weight", (rows,), True)
+        found[f"{attention}.o_proj.weight"] = Piece(f"{ours}.attention.o_proj.weight", linear=True)
         found[f"{theirs}.mlp.gate.wg.weight"] = Piece(f"{ours}.moe.gate")
         mlps: list[tuple[str, str, tuple[int, ...]]] = [("shared_mlp", "shared", ())]
         if form == "packed":  # of the three the only one with tensors that hold several experts
@@ -70,90 +77,6 @@ def pieces(config: Config, form: str) -> dict[str, Piece]:
             found[f"{mlp}.up_proj.weight"] = Piece(f"{ours}.moe.{parameter}_gate_up", (*expert, up), linear=True)
             found[f"{mlp}.down_proj.weight"] = Piece(f"{ours}.moe.{parameter}_down", expert, linear=True)
     return found
-
-
-# ---- sizes ----------------------------------------------------------------------------------------------------------
-
-_NUMBERS = {
-    "vocabulary_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-}
-
-
-def config_to_json(config: Config) -> dict[str, Any]:
-    """The published ``config.json`` of these sizes."""
-    kept = {theirs: getattr(config, ours) for ours, theirs in _NUMBERS.items()}
-    per_layer = {"num_experts": config.num_experts, "moe_topk": config.top_k}
-    return {
-        "architectures": ["HunYuanForCausalLM" if config.cla_share_factor > 1 else "HunYuanMoEV1ForCausalLM"],
-        "model_type": "hunyuan" if config.cla_share_factor > 1 else "hunyuan_v1_moe",
-        **kept,
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in per_layer.items()},
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "num_shared_expert": 1,
-        "use_mixed_mlp_moe": True,
-        "use_qk_norm": True,
-        "use_cla": config.cla_share_factor > 1,
-        "cla_share_factor": config.cla_share_factor,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None
-        if config.rope_alpha == 1
-        else {"type": "dynamic", "alpha": config.rope_alpha, "factor": 1.0},
-        "rms_norm_eps": config.norm_epsilon,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_dropout": config.attention_dropout,
-        "hidden_act": "silu",
-        "attention_bias": False,
-    }
-
-
-def config_from_json(values: dict[str, Any]) -> Config:
-    """The sizes that a published ``config.json`` states.
-
-    Raises:
-        ValueError: a size is missing, or the model has a part that this one has not.
-    """
-    missing = [theirs for theirs in (*_NUMBERS.values(), "num_experts") if theirs not in values]
-    if missing:
-        raise ValueError(f"checkpoint: config.json lacks {', '.join(missing)}")
-    required = {"use_qk_norm": True, "use_mixed_mlp_moe": True, "hidden_act": "silu", "attention_bias": False}
-    for name, value in required.items():
-        if values.get(name, value) != value:
-            raise ValueError(f"checkpoint: config.json has {name} {values[name]!r}; {value!r} is required")
-    numbers = {ours: values[theirs] for ours, theirs in _NUMBERS.items()}
-    layers = numbers["num_layers"]
-    shared = values.get("num_shared_expert", 1)
-    if any(n != 1 for n in (shared if isinstance(shared, list) else [shared])):
-        raise ValueError(f"checkpoint: config.json has num_shared_expert {shared!r}; 1 is required")
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-
-    def by_layer(name: str) -> int | tuple[int, ...]:
-        value = values.get(name, 1)
-        if not isinstance(value, list):
-            return value
-        return value[0] if len(set(value)) == 1 and len(value) == layers else tuple(value)
-
-    top_k = by_layer("moe_topk")
-    recycle = top_k == 1
-    return Config(
-        **numbers,
-        num_key_value_heads=values.get("num_key_value_heads") or numbers["num_heads"],
-        head_dim=values.get("head_dim") or numbers["hidden_size"] // numbers["num_heads"],
-        num_experts=by_layer("num_experts"),
-        top_k=top_k,
-        capacity_factor=1.0 if recycle else None,
-        overflow="recycle" if recycle else "drop",
-        cla_share_factor=values.get("cla_share_factor", 1) if values.get("use_cla") else 1,
-        rope_theta=values.get("rope_theta") or rope.get("rope_theta", 1e4),
-        rope_alpha=rope.get("alpha") or 1.0,
-        norm_epsilon=values.get("rms_norm_eps", 1e-5),
-        tie_embeddings=values.get("tie_word_embeddings", False),
-        attention_dropout=values.get("attention_dropout", 0.0),
-    )
 
 
 # ---- out ------------------------------------------------------------------------------------------------------------
@@ -195,17 +118,24 @@ def save(
             ``weight_scale`` = amax / 448 of that matrix (gate and up are two).
         input_scales: form ``"fp8"`` alone: by the published name of a linear layer
             (``model.layers.0.mlp.experts.3.down_proj``) the largest magnitude of its input, from calibration, over 448.
-            Layers without one get 1.0, under which inputs up to 448 are represented, small ones coarsely.
+            Layers without one get that with which they were loaded into FP8, or 1.0, under which inputs up to 448 are
+            represented, small ones coarsely.
 
     Raises:
-        ValueError: an unknown form, or input scales that name no such layer, are not positive, or are for another form.
+        ValueError: an unknown form; input scales that name no such layer, are not positive, or are for another form; a
+            packed model; one that is kept in FP8 in another form.
         ModuleNotFoundError: the ``safetensors`` package is missing.
     """
     from safetensors.torch import save_file
 
     wanted = pieces(model.config, form)
+    if model.packed:
+        raise ValueError("checkpoint: the model is packed; save it before prepack")
+    if model.fp8_scales and form != "fp8":
+        raise ValueError(f"checkpoint: form is {form!r}; allowed for a model that is kept in FP8: 'fp8'")
     linear = {name.removesuffix(".weight") for name, piece in wanted.items() if piece.linear and form == "fp8"}
     _check_input_scales(input_scales or {}, linear)
+    given = {layer: scale for layer, (_, scale) in model.fp8_scales.items()} | dict(input_scales or {})
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def stored(name: str) -> dict[str, Tensor]:
@@ -213,11 +143,13 @@ def save(
         tensor = parameters[wanted[name].parameter][wanted[name].part]
         if (layer := name.removesuffix(".weight")) not in linear:
             return {name: tensor.contiguous()}
-        exact = tensor if tensor.dtype in (torch.bfloat16, torch.float32) else tensor.float()
-        q, scale = hk.quantize_fp8(exact, "tensor")
+        if layer in model.fp8_scales:
+            q, scale = tensor.contiguous(), torch.tensor(model.fp8_scales[layer][0])
+        else:
+            exact = tensor if tensor.dtype in (torch.bfloat16, torch.float32) else tensor.float()
+            q, scale = hk.quantize_fp8(exact, "tensor")
         weight_scale, input_scale = _scale_names(name)
-        own = torch.tensor((input_scales or {}).get(layer, 1.0), dtype=torch.float32)
-        return {name: q, weight_scale: scale, input_scale: own}
+        return {name: q, weight_scale: scale, input_scale: torch.tensor(given.get(layer, 1.0), dtype=torch.float32)}
 
     def size(name: str) -> int:
         tensor = parameters[wanted[name].parameter][wanted[name].part]
@@ -275,7 +207,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint: {path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"checkpoint: {path} holds a {type(values).__name__}; an object is required")
@@ -326,34 +258,10 @@ class _Stored(NamedTuple):
     shape: list[int]
 
 
-def _check_names(found: dict[str, Any], wanted: set[str]) -> None:
-    if missing := wanted - set(found):
-        raise ValueError(f"checkpoint: missing tensors: {_some(missing)}")
-    if extra := set(found) - wanted:
-        raise ValueError(f"checkpoint: tensors that this model has no place for: {_some(extra)}")
-
-
-_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
-
-
-def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Decoder:
-    """The model of a checkpoint, in evaluation mode, its form recognized by the names.
-
-    Everything is checked (names, shapes, dtypes, that files are whole) before the model is made. Then tensors are
-    copied one by one out of one mapped file after another: beside the model, no more than one file is in memory.
-
-    Args:
-        dtype: of the weights; None: that of the stored embedding. Gates keep the dtype in which they are stored.
-
-    Raises:
-        ValueError: what is wrong with which file or tensor. Pickles are not read.
-        ModuleNotFoundError: the ``safetensors`` package is missing.
-    """
-    folder = Path(folder)
-    config = config_from_json(_json(folder / "config.json"))
-    files, where = _files(folder)
+def _headers(files: list[Path], where: dict[str, str] | None) -> tuple[dict[str, _Stored], dict[str, float]]:
+    """All tensors of the files by name, and the values of the scalars among them that are scales."""
     found: dict[str, _Stored] = {}
-    weight_scales: dict[str, Tensor] = {}
+    scales: dict[str, float] = {}
     for path in files:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -363,29 +271,92 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Decoder:
                     raise ValueError(f"checkpoint: {name} is in {path.name}; {INDEX} says {where[name]}")
                 part = file.get_slice(name)
                 found[name] = _Stored(path, part.get_dtype(), list(part.get_shape()))
-                if name.endswith(".weight_scale") and math.prod(found[name].shape) == 1:
-                    weight_scales[name] = file.get_tensor(name).float().reshape(())  # may be in another file than q
-    form = "packed" if any(name.endswith(".experts.gate_up_proj") for name in found) else "experts"
-    if any(name.endswith(".weight_scale") for name in found):
-        form = "fp8"
-    wanted = pieces(config, form)
-    linear = {name for name, piece in wanted.items() if piece.linear and form == "fp8"}
-    scales = {scale for name in linear for scale in _scale_names(name)}
-    _check_names(found, set(wanted) | scales)
-    with torch.device("meta"):
-        model = Decoder(config)
+                if name.endswith("_scale") and math.prod(found[name].shape) == 1:
+                    scales[name] = float(file.get_tensor(name))  # may be in another file than the weight
+    return found, scales
+
+
+def _check_size(config: Config, found: dict[str, _Stored]) -> None:
+    """Before anything is made by numbers of config.json: a wrong one could ask for more than there is."""
+    stored = sum(math.prod(tensor.shape) for tensor in found.values())
+    if config.num_layers > len(found):
+        raise ValueError(f"checkpoint: config.json has {config.num_layers} layers; the files hold {len(found)} tensors")
+    if config.num_parameters > 2 * stored + 2**20:
+        raise ValueError(
+            f"checkpoint: config.json describes {config.num_parameters} parameters; the files hold {stored}"
+        )
+
+
+def _check_names(found: dict[str, _Stored], wanted: set[str]) -> None:
+    if missing := wanted - set(found):
+        raise ValueError(f"checkpoint: missing tensors: {_some(missing)}")
+    if extra := set(found) - wanted:
+        raise ValueError(f"checkpoint: tensors that this model has no place for: {_some(extra)}")
+
+
+def _check_tensors(
+    found: dict[str, _Stored], model: Decoder, wanted: dict[str, Piece], linear: set[str], scales: dict[str, float]
+) -> None:
     parameters = dict(model.named_parameters())
-    for name in (*wanted, *scales):
+    of_linear = {scale for name in linear for scale in _scale_names(name)}
+    for name in (*wanted, *of_linear):
         _, kind, shape = found[name]
         allowed = ["F8_E4M3"] if name in linear else ["BF16", "F32", "F16"]
         if kind not in allowed:
             raise ValueError(f"checkpoint: {name} has dtype {kind}; allowed: {', '.join(allowed)}")
         required = list(parameters[wanted[name].parameter][wanted[name].part].shape) if name in wanted else []
-        if shape != required and not (name in scales and shape == [1]):
+        if shape != required and not (name in of_linear and shape == [1]):
             raise ValueError(f"checkpoint: {name} has shape {shape}; required: {required}")
+        if name in of_linear and not 0 < scales[name] < math.inf:  # NaN, too
+            raise ValueError(f"checkpoint: {name} is {scales[name]}; a positive number is required")
+
+
+_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float32}
+
+
+def load(folder: str | Path, *, dtype: torch.dtype | None = None, fp8: str | None = None) -> Decoder:
+    """The model of a checkpoint, in evaluation mode, its form recognized by the names.
+
+    Everything is checked (names, shapes, dtypes, that files are whole) before the model is made. Then tensors are
+    copied one by one out of one mapped file after another: beside the model, no more than one file is in memory.
+
+    Args:
+        dtype: of the weights, bf16 or fp32; None: that of the stored embedding (fp32 for fp16). Gates keep the dtype in
+            which they are stored.
+        fp8: of the form ``"fp8"`` alone: keeps linear layers in e4m3, for inference, in half the memory of bf16.
+            ``"static"``: their inputs are rounded to e4m3, too, under the stored scales (the largest of those that
+            share an input); ``"none"``: inputs stay as they are. None: weights are dequantized.
+
+    Raises:
+        ValueError: what is wrong with which argument, file or tensor. Pickles are not read.
+        ModuleNotFoundError: the ``safetensors`` package is missing.
+    """
+    if dtype not in (None, torch.bfloat16, torch.float32):
+        raise ValueError(f"checkpoint: dtype is {dtype}; allowed: torch.bfloat16, torch.float32, None")
+    if fp8 not in (None, *ACTIVATIONS):
+        raise ValueError(f"checkpoint: fp8 is {fp8!r}; allowed: {', '.join(map(repr, ACTIVATIONS))}, None")
+    folder = Path(folder)
+    config = config_from_json(_json(folder / "config.json"))
+    files, where = _files(folder)
+    found, scales = _headers(files, where)
+    _check_size(config, found)
+    form = "packed" if any(name.endswith(".experts.gate_up_proj") for name in found) else "experts"
+    if any(name.endswith(".weight_scale") for name in found):
+        form = "fp8"
+    elif fp8 is not None:
+        raise ValueError(f"checkpoint: fp8 is {fp8!r}; {folder} holds the form {form!r}, whose weights are not FP8")
+    wanted = pieces(config, form)
+    linear = {name for name, piece in wanted.items() if piece.linear and form == "fp8"}
+    _check_names(found, set(wanted) | {scale for name in linear for scale in _scale_names(name)})
+    with torch.device("meta"):
+        model = Decoder(config)
+    _check_tensors(found, model, wanted, linear, scales)
     model.to(dtype or _DTYPES[found["model.embed_tokens.weight"].dtype])
     for i, moe in enumerate(model.moe_layers()):
         moe.gate.data = moe.gate.data.to(_DTYPES[found[f"model.layers.{i}.mlp.gate.wg.weight"].dtype])
+    if fp8 is not None:
+        for parameter in {wanted[name].parameter for name in linear}:
+            model.get_parameter(parameter).requires_grad_(False).data = model.get_parameter(parameter).to(FP8)
     model.to_empty(device="cpu")
     parameters = dict(model.named_parameters())
     for path in files:
@@ -394,8 +365,15 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None) -> Decoder:
                 if found[name].path != path:
                     continue
                 tensor = file.get_tensor(name)
-                if name in linear:
-                    tensor = tensor.float().mul_(weight_scales[_scale_names(name)[0]])
+                if name in linear and fp8 is None:
+                    tensor = tensor.float().mul_(scales[_scale_names(name)[0]])
                 parameters[piece.parameter][piece.part].copy_(tensor)
                 del tensor  # keeps the file mapped
+    if fp8 is not None:
+        parts = {}
+        for name in linear:
+            weight_scale, input_scale = (scales[scale] for scale in _scale_names(name))
+            piece = wanted[name]
+            parts[name.removesuffix(".weight")] = Part(piece.parameter, piece.part, weight_scale, input_scale)
+        use_fp8(model, parts, fp8)
     return model.eval()

@@ -1,6 +1,25 @@
 """Sizes of the decoder."""
 
+import math
 from dataclasses import dataclass, fields, replace
+
+_WHOLE = (
+    "vocabulary_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_experts",
+    "top_k",
+    "cla_share_factor",
+)
+_POSITIVE = ("rope_theta", "rope_alpha", "norm_epsilon")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -44,8 +63,11 @@ class Config:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < 1:
-                raise ValueError(f"Config: {field.name} is {value}; at least 1 is required")
+            numbers = value if isinstance(value, tuple) else (value,)
+            if field.name in _WHOLE and not all(type(n) is int and n >= 1 for n in numbers):
+                raise ValueError(f"Config: {field.name} is {value!r}; an integer of at least 1 is required")
+            if field.name in _POSITIVE and not (_is_number(value) and 0 < value < math.inf):
+                raise ValueError(f"Config: {field.name} is {value!r}; a positive number is required")
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"Config: num_heads is {self.num_heads}; a multiple of num_key_value_heads, "
@@ -57,17 +79,17 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.num_layers:
                 raise ValueError(f"Config: {name} has {len(value)} numbers; one for each of {self.num_layers} layers")
-            smallest = min(value) if isinstance(value, tuple) else value
-            if smallest < 1:
-                raise ValueError(f"Config: {name} is {value}; at least 1 is required")
-        for layer in range(self.num_layers):
+        by_layer = isinstance(self.num_experts, tuple) or isinstance(self.top_k, tuple)
+        for layer in range(self.num_layers if by_layer else 1):
             if self.top_k_of(layer) > self.num_experts_of(layer):
                 raise ValueError(f"Config: top_k is {self.top_k}; at most num_experts, {self.num_experts}, is allowed")
         for name in ("attention_dropout", "hidden_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"Config: {name} is {getattr(self, name)}; a probability below 1 is required")
-        if self.capacity_factor is not None and not self.capacity_factor > 0:
-            raise ValueError(f"Config: capacity_factor is {self.capacity_factor}; a positive number or None is allowed")
+            if not (_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1):
+                raise ValueError(f"Config: {name} is {getattr(self, name)!r}; a probability below 1 is required")
+        if self.capacity_factor is not None and not (_is_number(self.capacity_factor) and self.capacity_factor > 0):
+            raise ValueError(
+                f"Config: capacity_factor is {self.capacity_factor!r}; a positive number or None is allowed"
+            )
         if self.overflow not in ("recycle", "drop"):
             raise ValueError(f"Config: overflow is {self.overflow!r}; allowed: 'recycle', 'drop'")
 

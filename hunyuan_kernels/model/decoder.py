@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 import hunyuan_kernels as hk
 from hunyuan_kernels.model.attention import Append, Attention, Positions, causal_mask
-from hunyuan_kernels.model.cache import KeyValue, KeyValueCache
+from hunyuan_kernels.model.cache import Fp8KeyValue, KeyValue, KeyValueCache
 from hunyuan_kernels.model.config import Config
+from hunyuan_kernels.model.linear import Linear, linear
 from hunyuan_kernels.model.moe import MoE
 from hunyuan_kernels.model.rope import rope_tables
 
@@ -40,12 +41,18 @@ class Layer(nn.Module):
         self.hidden_dropout = config.hidden_dropout
 
     def forward(
-        self, x: Tensor, positions: Positions, shared: KeyValue | None, append: Append | None, seed: int | None
-    ) -> tuple[Tensor, KeyValue, Tensor, hk.Routing]:
+        self,
+        x: Tensor,
+        positions: Positions,
+        shared: KeyValue | Fp8KeyValue | None = None,
+        append: Append | None = None,
+        seed: int | None = None,
+    ) -> tuple[Tensor, KeyValue | Fp8KeyValue, Tensor, hk.Routing]:
+        """The layer's output, its keys and values, and of its router the logits ``[B * T, E]`` and the routing."""
         attended, key_value = self.attention(self.input_layernorm(x), positions, shared, append)
         x = x + F.dropout(attended, self.hidden_dropout, self.training)
-        x, balance_loss, routing = self.moe(self.post_attention_layernorm(x), residual=x, seed=seed)
-        return x, key_value, balance_loss, routing
+        x, router_logits, routing = self.moe(self.post_attention_layernorm(x), residual=x, seed=seed)
+        return x, key_value, router_logits, routing
 
 
 class Decoder(nn.Module):
@@ -63,6 +70,10 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
         #: While training: layers keep their inputs alone, and compute the rest again for the backward pass.
         self.gradient_checkpointing = False
+        #: Of weights that are kept in FP8: scales of weight and input by the published name of a layer.
+        self.fp8_scales: dict[str, tuple[float, float]] = {}
+        #: Whether :meth:`prepack` was called.
+        self.packed = False
         self.lm_head = None if config.tie_embeddings else nn.Parameter(torch.empty_like(self.embed_tokens))
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
@@ -75,6 +86,41 @@ class Decoder(nn.Module):
         """The mixtures of experts, first layer first."""
         return [module for module in self.modules() if isinstance(module, MoE)]
 
+    def train(self, mode: bool = True) -> "Decoder":
+        """As for any module.
+
+        Raises:
+            RuntimeError: weights that are packed or kept in FP8 cannot be trained.
+        """
+        if mode and (self.packed or self.fp8_scales):
+            kind = "packed" if self.packed else "kept in FP8"
+            raise RuntimeError(
+                f"Decoder: the weights are {kind}, for inference only; load the checkpoint again to train"
+            )
+        return super().train(mode)
+
+    def prepack(self) -> "Decoder":
+        """Lays the weights out for the CPU's GEMMs, once and for good, one after the other; returns the model.
+
+        For inference: a packed model cannot be trained or saved. Embedding, head and gates stay as they are, and so
+        does a model that is packed already.
+
+        Raises:
+            ValueError: ``hidden_size``, ``intermediate_size`` or a projection's width is no multiple of 16.
+        """
+        sizes = {name: getattr(self.config, name) for name in ("hidden_size", "intermediate_size")}
+        sizes["num_key_value_heads * head_dim"] = self.config.num_key_value_heads * self.config.head_dim
+        for name, size in sizes.items():
+            if size % 16:
+                raise ValueError(f"Decoder: {name} is {size}; a multiple of 16 is required for prepack")
+        if not self.packed:
+            self.eval()
+            for module in list(self.modules()):
+                if isinstance(module, (Linear, MoE)):
+                    module.prepack()
+            self.packed = True
+        return self
+
     def make_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KeyValueCache:
         """An empty cache beside the weights; of their dtype unless another is given."""
         dtype = self.embed_tokens.dtype if dtype is None else dtype
@@ -85,7 +131,8 @@ class Decoder(nn.Module):
         starts = [0] if cache is None else cache.lengths
         uniform = len(set(starts)) == 1
         at = steps + starts[0] if uniform else steps + torch.tensor(starts, device=tokens.device).unsqueeze(1)
-        rope = rope_tables(at, self.config.head_dim, theta=self.config.rope_theta, alpha=self.config.rope_alpha)
+        tables = rope_tables(at, self.config.head_dim, theta=self.config.rope_theta, alpha=self.config.rope_alpha)
+        rope = tables[0].to(self.embed_tokens.dtype), tables[1].to(self.embed_tokens.dtype)
         if cache is None or (uniform and starts[0] == 0 and cache.length_after == len(steps)):
             return Positions(rope)
         if uniform and len(steps) == 1 and cache.length_after == starts[0] + 1:
@@ -100,33 +147,36 @@ class Decoder(nn.Module):
         cache: KeyValueCache | None = None,
         num_tokens: Sequence[int] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[hk.Routing]]:
-        """The last layer's normalized output ``[B, T, H]``, with losses and routings of all layers; as ``forward``."""
+        """The last layer's normalized output ``[B, T, H]``, with router logits and routings of all layers.
+
+        Arguments as those of ``forward``.
+        """
         if cache is not None:
             if num_tokens is not None and max(num_tokens) > tokens.shape[1]:
                 raise ValueError(f"Decoder: num_tokens is {list(num_tokens)}; tokens has {tokens.shape[1]} columns")
             cache.begin([tokens.shape[1]] * tokens.shape[0] if num_tokens is None else num_tokens)
         positions = self._positions(tokens, cache)
         x = F.embedding(tokens, self.embed_tokens)
-        key_value: KeyValue | None = None
-        balance_losses, routings = [], []
+        key_value: KeyValue | Fp8KeyValue | None = None
+        router_logits, routings = [], []
         for i, layer in enumerate(self.layers):
             shared = None if self.config.owns_key_value(i) else key_value
             append = None if cache is None else partial(cache.append, i)
             layer_seed = None if seed is None else seed * self.config.num_layers + i
             arguments = (x, positions, shared, append, layer_seed)
             if self.gradient_checkpointing and self.training:
-                x, key_value, balance_loss, routing = checkpoint(layer, *arguments, use_reentrant=False)
+                x, key_value, logits, routing = checkpoint(layer, *arguments, use_reentrant=False)
             else:
-                x, key_value, balance_loss, routing = layer(*arguments)
-            balance_losses.append(balance_loss)
+                x, key_value, logits, routing = layer(*arguments)
+            router_logits.append(logits)
             routings.append(routing)
         if cache is not None:
             cache.finish()
-        return self.norm(x), balance_losses, routings
+        return self.norm(x), router_logits, routings
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., H]`` to ``[..., vocabulary_size]``."""
-        return F.linear(hidden, self.embed_tokens if self.lm_head is None else self.lm_head)
+        return linear(hidden, self.embed_tokens if self.lm_head is None else self.lm_head)
 
     def forward(
         self,
@@ -142,5 +192,6 @@ class Decoder(nn.Module):
         ``cache``, the tokens follow those that it holds and are added to it. Sequences of different lengths are padded
         at their end, with anything: ``num_tokens`` says how many tokens of each row count.
         """
-        hidden, balance_losses, routings = self.hidden(tokens, seed=seed, cache=cache, num_tokens=num_tokens)
-        return Output(self.logits(hidden), torch.stack(balance_losses).mean(), routings)
+        hidden, router_logits, routings = self.hidden(tokens, seed=seed, cache=cache, num_tokens=num_tokens)
+        losses = [hk.load_balancing_loss(*of_layer) for of_layer in zip(router_logits, routings, strict=True)]
+        return Output(self.logits(hidden), torch.stack(losses).mean(), routings)

@@ -117,7 +117,7 @@ def prefill(model: Decoder, prompts: Sequence[Sequence[int]], cache: KeyValueCac
     return model.logits(torch.stack([state for state in last if state is not None]))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -171,8 +171,8 @@ def generate(
         ]
         incoming = [[text[-1], *guess] if go else [] for text, guess, go in zip(texts, drafts, running, strict=True)]
         tokens = _padded(incoming, model.embed_tokens.device)
-        logits = model(tokens, cache=cache, num_tokens=[len(row) for row in incoming]).logits
-        choices = sample(logits, temperature, top_k, top_p, generator).tolist()
+        hidden, *_ = model.hidden(tokens, cache=cache, num_tokens=[len(row) for row in incoming])
+        choices = sample(model.logits(hidden), temperature, top_k, top_p, generator).tolist()
         for row, (text, guess) in enumerate(zip(texts, drafts, strict=True)):
             if not running[row]:
                 continue

@@ -14,7 +14,7 @@ class MoE(nn.Module):
     """1 shared and E routed SwiGLU experts: :func:`hunyuan_kernels.moe` with its weights.
 
     While training an expert takes ``ceil(capacity_factor * T * top_k / E)`` of the T tokens at most. In inference there
-    is no capacity. ``fp8``, when set, replaces the routed experts in inference.
+    is no capacity. ``fp8`` and ``shared_fp8``, when set, replace the routed and the shared experts in inference.
     """
 
     def __init__(self, config: Config, layer: int = 0) -> None:
@@ -28,6 +28,7 @@ class MoE(nn.Module):
         self.shared_gate_up = nn.Parameter(torch.empty(2 * intermediate, hidden))
         self.shared_down = nn.Parameter(torch.empty(hidden, intermediate))
         self.fp8: hk.Fp8Experts | None = None
+        self.shared_fp8: hk.Fp8Experts | None = None
 
     @property
     def experts(self) -> hk.Experts:
@@ -60,8 +61,23 @@ class MoE(nn.Module):
             gate_up_q.view(gate_up.shape), down_q, gate_up_scale.unflatten(0, (-1, 2)), down_scale, activations
         )
 
+    def prepack(self) -> None:
+        """Lays the weights out by :func:`hunyuan_kernels.prepack`; for inference, and for good."""
+        for name in ("experts_gate_up", "experts_down", "shared_gate_up", "shared_down"):
+            setattr(self, name, nn.Parameter(hk.prepack(self.get_parameter(name)), requires_grad=False))
+        for fp8, kind in (("fp8", "experts"), ("shared_fp8", "shared")):
+            experts: hk.Fp8Experts | None = getattr(self, fp8)
+            if experts is None:
+                continue
+            packed = [self.get_parameter(f"{kind}_{name}").detach() for name in ("gate_up", "down")]
+            if packed[0].dtype != torch.float8_e4m3fn:  # FP8 ones beside the parameters
+                packed = [hk.prepack(experts.gate_up), hk.prepack(experts.down)]
+            elif kind == "shared":
+                packed = [weight.unsqueeze(0) for weight in packed]
+            setattr(self, fp8, experts._replace(gate_up=packed[0], down=packed[1]))
+
     def forward(self, x: Tensor, residual: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor, hk.Routing]:
-        """x and residual ``[..., H]`` to ``residual + moe(x)``, the load balancing loss, and the routing.
+        """x and residual ``[..., H]`` to ``residual + moe(x)``, the router's logits ``[T, E]``, and the routing.
 
         ``seed`` is that of recycling; None draws one.
         """
@@ -72,7 +88,7 @@ class MoE(nn.Module):
             x,
             self.gate,
             self.experts if self.fp8 is None else self.fp8,
-            (self.shared_gate_up, self.shared_down),
+            (self.shared_gate_up, self.shared_down) if self.shared_fp8 is None else self.shared_fp8,
             top_k=self.top_k,
             capacity=self.capacity(x.numel() // x.shape[-1]),
             overflow=self.config.overflow,
@@ -82,4 +98,4 @@ class MoE(nn.Module):
         )
         if drop:
             y = residual + F.dropout(y, self.config.hidden_dropout)
-        return y, hk.load_balancing_loss(logits, routing), routing
+        return y, logits, routing

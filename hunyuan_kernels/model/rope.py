@@ -25,4 +25,4 @@ def apply_rope(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Rotates ``x [..., length, heads, head_dim]`` by position: element i is paired with ``i + head_dim / 2``."""
     cos, sin = (table.to(x.dtype).unsqueeze(-2) for table in tables)
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat((-second, first), dim=-1), sin)

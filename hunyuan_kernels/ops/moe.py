@@ -10,6 +10,7 @@ from hunyuan_kernels._autocast import to_autocast
 from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.fp8_gemm import grouped_gemm_fp8, grouped_swiglu_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_swiglu
+from hunyuan_kernels.ops.quantize import quantize_fp8
 from hunyuan_kernels.ops.routing import Routing, route
 
 ACTIVATIONS = ("none", "static", "block_1x128")
@@ -55,22 +56,28 @@ def _one_group(rows: int, like: Tensor) -> Tensor:
     return torch.arange(2, dtype=torch.int32, device=like.device) * rows
 
 
-def _dense_mlp(x: Tensor, expert: SharedExpert) -> Tensor:
+def _dense_mlp(x: Tensor, expert: SharedExpert | Fp8Experts) -> Tensor:
     offsets = _one_group(x.shape[0], x)
+    if isinstance(expert, Fp8Experts):
+        return _fp8_experts(x, None, offsets, expert)
     hidden = grouped_swiglu(x, expert.gate_up.unsqueeze(0), offsets)
     return grouped_gemm(hidden, expert.down.unsqueeze(0), offsets)
 
 
-def _fp8_experts(x: Tensor, routing: Routing, experts: Fp8Experts) -> Tensor:
-    x, offsets = to_autocast(x), routing.expert_offsets
+def _fp8_experts(x: Tensor, routing: Routing | None, offsets: Tensor, experts: Fp8Experts) -> Tensor:
+    """Rows of ``x`` as ``routing`` sends them to experts; None: they are sorted by expert as they are."""
+    x = to_autocast(x)
     if experts.activations == "none":
-        hidden = grouped_swiglu_fp8(
-            dispatch(x, routing), experts.gate_up, offsets, None, experts.gate_up_scale, out_dtype=x.dtype
-        )
+        rows = x if routing is None else dispatch(x, routing)
+        hidden = grouped_swiglu_fp8(rows, experts.gate_up, offsets, None, experts.gate_up_scale, out_dtype=x.dtype)
         return grouped_gemm_fp8(
             cast(Tensor, hidden), experts.down, offsets, None, experts.down_scale, out_dtype=x.dtype
         )
-    rows, scale = dispatch_fp8(x, routing, experts.input_scale)
+    if routing is not None:
+        rows, scale = dispatch_fp8(x, routing, experts.input_scale)
+    else:
+        recipe = "tensor" if experts.activations == "static" else "block_1x128"
+        rows, scale = quantize_fp8(x, recipe, experts.input_scale)
     hidden, hidden_scale = grouped_swiglu_fp8(
         rows,
         experts.gate_up,
@@ -83,16 +90,16 @@ def _fp8_experts(x: Tensor, routing: Routing, experts: Fp8Experts) -> Tensor:
     return grouped_gemm_fp8(hidden, experts.down, offsets, hidden_scale, experts.down_scale, out_dtype=x.dtype)
 
 
-def _check_fp8_experts(experts: Fp8Experts) -> None:
+def _check_fp8_experts(experts: Fp8Experts, name: str = "experts") -> None:
     if experts.activations not in ACTIVATIONS:
         allowed = ", ".join(repr(a) for a in ACTIVATIONS)
-        raise ValueError(f"moe: experts.activations is {experts.activations!r}; allowed: {allowed}")
+        raise ValueError(f"moe: {name}.activations is {experts.activations!r}; allowed: {allowed}")
     scales = {"input_scale": experts.input_scale, "intermediate_scale": experts.intermediate_scale}
-    for name, scale in scales.items():
+    for field, scale in scales.items():
         if (scale is not None) != (experts.activations == "static"):
             state = "missing" if scale is None else "given"
             raise ValueError(
-                f"moe: experts.{name} is {state} with activations={experts.activations!r}; static scales are required "
+                f"moe: {name}.{field} is {state} with activations={experts.activations!r}; static scales are required "
                 "with 'static' and allowed with nothing else"
             )
 
@@ -101,7 +108,7 @@ def moe(
     x: Tensor,
     gate: Tensor,
     experts: Experts | Fp8Experts | tuple[Tensor, Tensor],
-    shared: SharedExpert | tuple[Tensor, Tensor] | None = None,
+    shared: SharedExpert | Fp8Experts | tuple[Tensor, Tensor] | None = None,
     *,
     top_k: int = 1,
     capacity: int | None = None,
@@ -127,7 +134,8 @@ def moe(
         x: ``[..., H]`` bf16 or fp32, the layer's input.
         gate: ``[E, H]`` router weight. The logits are computed in its dtype: fp32 in Tencent's code.
         experts: ``(gate_up [E, 2I, H], down [E, H, I])`` in the dtype of ``x``, or :class:`Fp8Experts`.
-        shared: ``(gate_up [2J, H], down [H, J])`` of the shared expert, in the dtype of ``x``.
+        shared: ``(gate_up [2J, H], down [H, J])`` of the shared expert, in the dtype of ``x``, or :class:`Fp8Experts`
+            of one expert (``[1, 2J, H]`` and ``[1, H, J]``).
         top_k, capacity, overflow, seed, renormalize, num_tokens: as :func:`route` takes them; ``capacity`` in tokens
             for each expert, None never drops.
         residual: ``[..., H]`` added in the same pass as the shared expert.
@@ -158,7 +166,11 @@ def moe(
         num_tokens=num_tokens,
     )
     y = expert_mlp(tokens, routing, experts)
-    shared_out = None if shared is None else _dense_mlp(tokens, SharedExpert(*shared))
+    if isinstance(shared, Fp8Experts):
+        _check_fp8_experts(shared, "shared")
+    elif shared is not None:
+        shared = SharedExpert(*shared)
+    shared_out = None if shared is None else _dense_mlp(tokens, shared)
     flat_residual = None if residual is None else residual.reshape(tokens.shape)
     out = combine(y, routing, shared_out, flat_residual).reshape(x.shape)
     return (out, logits, routing) if return_routing else out
@@ -171,7 +183,7 @@ def expert_mlp(x: Tensor, routing: Routing, experts: Experts | Fp8Experts | tupl
     """
     if isinstance(experts, Fp8Experts):
         _check_fp8_experts(experts)
-        return _fp8_experts(x, routing, experts)
+        return _fp8_experts(x, routing, routing.expert_offsets, experts)
     gate_up, down = experts
     hidden = grouped_swiglu(dispatch(x, routing), gate_up, routing.expert_offsets)
     return grouped_gemm(hidden, down, routing.expert_offsets)

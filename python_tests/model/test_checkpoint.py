@@ -221,6 +221,11 @@ def change(folder, function):
     safetensors.save_file(tensors, first_file(folder))
 
 
+def change_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
 def change_index(folder, function):
     index = json.loads((folder / checkpoint.INDEX).read_text())
     function(index["weight_map"])
@@ -262,6 +267,12 @@ NORM = "model.norm.weight"
         ),
         (lambda f: first_file(f).unlink(), "which is not in"),
         (lambda f: (f / "config.json").write_text("{}"), "config.json lacks vocab_size"),
+        (lambda f: change_config(f, num_hidden_layers=10**9), "config.json has 1000000000 layers; the files hold"),
+        (lambda f: change_config(f, hidden_size=10**30), "config.json describes .* parameters; the files hold"),
+        (lambda f: change_config(f, rope_scaling="yes"), "rope_scaling 'yes'; an object or null is required"),
+        (lambda f: change_config(f, rope_scaling={"type": "yarn", "factor": 4.0}), "'yarn'.*; type 'default', or"),
+        (lambda f: change_config(f, rope_scaling={"type": "dynamic", "factor": 4.0}), "'dynamic'.*with alpha, is req"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "cannot be read"),
         (lambda f: (f / "config.json").write_text("[1]"), "holds a list; an object is required"),
         (lambda f: (f / checkpoint.INDEX).write_text("{"), "cannot be read"),
         (lambda f: (f / checkpoint.INDEX).write_text("{}"), "has no weight_map"),
@@ -270,6 +281,26 @@ NORM = "model.norm.weight"
 def test_what_is_refused(saved, spoil, message):
     spoil(saved)
     with pytest.raises(ValueError, match=f"checkpoint: .*{message}"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_hidden_layers": "4"}, "num_layers is '4'; an integer"),
+        ({"num_hidden_layers": True}, "num_layers is True; an integer"),
+        ({"hidden_size": 32.0}, "hidden_size is 32.0; an integer"),
+        ({"vocab_size": -1}, "vocabulary_size is -1; an integer of at least 1"),
+        ({"num_experts": [8, "8", 8, 8]}, r"num_experts is \(8, '8', 8, 8\); an integer"),
+        ({"head_dim": [8]}, r"head_dim is \[8\]; an integer"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan; a positive number"),
+        ({"rms_norm_eps": "small"}, "norm_epsilon is 'small'; a positive number"),
+        ({"attention_dropout": float("inf")}, "attention_dropout is inf; a probability"),
+    ],
+)
+def test_hostile_sizes(saved, values, message):
+    change_config(saved, **values)
+    with pytest.raises(ValueError, match=f"Config: {message}"):
         checkpoint.load(saved)
 
 

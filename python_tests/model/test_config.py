@@ -46,13 +46,13 @@ def test_numbers_of_each_layer():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"num_layers": 0}, "num_layers is 0; at least 1"),
+        ({"num_layers": 0}, "num_layers is 0; an integer of at least 1"),
         ({"num_heads": 4, "num_key_value_heads": 3}, "num_heads is 4; a multiple of num_key_value_heads, 3,"),
         ({"head_dim": 7}, "head_dim is 7; an even number from 4 on"),
         ({"head_dim": 2}, "head_dim is 2; an even number from 4 on"),
         ({"top_k": 17}, "top_k is 17; at most num_experts, 16,"),
         ({"num_experts": (4, 4)}, "num_experts has 2 numbers; one for each of 4 layers"),
-        ({"top_k": (1, 0, 1, 1)}, r"top_k is \(1, 0, 1, 1\); at least 1"),
+        ({"top_k": (1, 0, 1, 1)}, r"top_k is \(1, 0, 1, 1\); an integer of at least 1"),
         ({"num_experts": (4, 4, 2, 4), "top_k": 3}, "top_k is 3; at most num_experts, "),
         ({"hidden_dropout": 1.0}, "hidden_dropout is 1.0; a probability below 1"),
         ({"attention_dropout": float("nan")}, "attention_dropout is nan; a probability below 1"),

@@ -51,6 +51,8 @@ def test_rope_base_at_the_published_sizes():
 def test_attention_follows_its_formula():
     torch.manual_seed(2)
     attention = Attention(CONFIG, owns_key_value=True)
+    for layer in (attention.qkv_proj, attention.o_proj):
+        torch.nn.init.normal_(layer.weight, std=32**-0.5)
     for norm in (attention.query_layernorm, attention.key_layernorm):
         torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
     x, rope = torch.randn(2, 11, 32), rope_tables(torch.arange(11), 8)
@@ -59,8 +61,9 @@ def test_attention_follows_its_formula():
     def norm(t, weight):
         return t / (t.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
 
-    q = norm(apply_rope(attention.q_proj(x).view(2, 11, 4, 8), rope), attention.query_layernorm.weight)
-    raw = attention.k_proj(x).view(2, 11, 2, 8), attention.v_proj(x).view(2, 11, 2, 8)
+    projections = (x @ attention.qkv_proj.weight.T).view(2, 11, 8, 8)
+    q = norm(apply_rope(projections[:, :, :4], rope), attention.query_layernorm.weight)
+    raw = projections[:, :, 4:6], projections[:, :, 6:]
     k = norm(apply_rope(raw[0], rope), attention.key_layernorm.weight)
     q, k, v = q.transpose(1, 2), *(t.transpose(1, 2).repeat_interleave(2, 1) for t in (k, raw[1]))
     scores = (q @ k.mT) * 8**-0.5
@@ -73,8 +76,7 @@ def test_attention_follows_its_formula():
 
 def test_odd_layers_share_keys_and_values():
     model = make().eval()
-    names = dict(model.named_parameters())
-    assert [f"layers.{i}.attention.k_proj.weight" in names for i in range(4)] == [True, False, True, False]
+    assert [len(layer.attention.qkv_proj.weight) for layer in model.layers] == [64, 32, 64, 32]
     seen = []
     for layer in model.layers:
         layer.attention.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))

@@ -81,6 +81,15 @@ def test_fp8_experts(activations):
     error = (y.double() - exact).norm() / exact.norm()
     # rounding to e4m3 errs by up to 2^-4, 2^-4 / sqrt(3) in the mean square; input, intermediate and two weights add up
     assert error < 2 * 2**-4 / 3**0.5, f"relative error {error:.3f}"
+    one = fp8._replace(**{name: getattr(fp8, name)[3:4] for name in fp8._fields[:4]})  # expert 3 as the shared one
+    if activations == "static":  # it sees more tokens, and larger values
+        one = one._replace(intermediate_scale=torch.tensor(8.0 / 448))
+    got, _, routing = hk.moe(x, gate, experts, one, return_routing=True)
+    exact_shared = want(x, routing, experts, (experts.gate_up[3], experts.down[3]))
+    assert (got.double() - exact_shared).norm() / exact_shared.norm() < 2 * 2**-4 / 3**0.5
+    other = one._replace(activations="none" if activations == "static" else "static")
+    with pytest.raises(ValueError, match=r"moe: shared.input_scale is (missing|given) with activations="):
+        hk.moe(x, gate, fp8, other)
     wrong = fp8._replace(down_scale=down_scale * 4)
     assert (hk.moe(x, gate, wrong, shared).double() - exact).norm() / exact.norm() > 0.2
 

@@ -1,0 +1,55 @@
+"""Linear layers of the decoder: weights as they are, laid out by ``prepack``, or FP8."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hunyuan_kernels as hk
+
+
+class Fp8Weight(NamedTuple):
+    """``[N, K]`` float8_e4m3fn with a float32 scale for each row; what :class:`Linear` takes in place of its weight."""
+
+    weight: Tensor
+    scale: Tensor
+    #: float32 scalar: inputs are e4m3 under this scale, too; None: they stay as they are.
+    input_scale: Tensor | None = None
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` for x ``[..., K]``, and weight ``[N, K]`` or what ``prepack`` made of it.
+
+    In inference on a CPU it is a grouped GEMM of one group, which reads the weights of few rows about three times as
+    fast as ``F.linear`` does in bf16.
+    """
+    if weight.dim() == 2 and (torch.is_grad_enabled() or x.device.type != "cpu"):
+        return F.linear(x, weight)
+    rows = x.flatten(0, -2)
+    one_group = torch.tensor([0, rows.shape[0]], dtype=torch.int32)
+    return hk.grouped_gemm(rows, weight.unsqueeze(0), one_group).unflatten(0, x.shape[:-1])
+
+
+class Linear(nn.Module):
+    """:func:`linear` with a weight ``[outputs, inputs]``, or with ``fp8`` once that is set: for inference."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.fp8: Fp8Weight | None = None
+
+    def prepack(self) -> None:
+        """Lays the weight out by :func:`hunyuan_kernels.prepack`; for inference, and for good."""
+        self.weight = nn.Parameter(hk.prepack(self.weight), requires_grad=False)
+        if self.fp8 is not None:
+            self.fp8 = self.fp8._replace(weight=self.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fp8 is None:
+            return linear(x, self.weight)
+        weight, scale, input_scale = self.fp8
+        if input_scale is None:
+            return hk.fp8_linear(x, weight, scale)
+        rows, _ = hk.quantize_fp8(x.flatten(0, -2), "tensor", input_scale)
+        return hk.fp8_gemm(rows, weight, input_scale, scale, out_dtype=x.dtype).unflatten(0, x.shape[:-1])

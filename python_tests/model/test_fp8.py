@@ -1,0 +1,162 @@
+"""Weights kept in FP8 and weights laid out by prepack: against the dequantized model, in memory, on disk."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from hunyuan_kernels.model import Config, Decoder, checkpoint, generate
+from hunyuan_kernels.testing.memory import MemoryProbe
+from python_tests.model.test_decoder import tokens
+
+pytest.importorskip("safetensors.torch", reason="the package safetensors is not installed")
+
+CONFIG = Config(
+    vocabulary_size=40,
+    hidden_size=64,
+    num_layers=4,
+    num_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    intermediate_size=48,
+    num_experts=8,
+)
+LAYER = "model.layers.1.mlp.experts.5"
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    return Decoder(Config(**{**vars(CONFIG), **changes})).eval()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Scales that differ, of weights and of inputs: a mix-up shows."""
+    model = make(top_k=3, overflow="drop")
+    names = [name.removesuffix(".weight") for name, p in checkpoint.pieces(model.config, "fp8").items() if p.linear]
+    with torch.no_grad():
+        for i, name in enumerate(names):
+            piece = checkpoint.pieces(model.config, "fp8")[f"{name}.weight"]
+            model.get_parameter(piece.parameter)[piece.part] *= 0.5 + i % 5 / 4
+    checkpoint.save(model, tmp_path, "fp8", input_scales={name: 0.02 + i % 3 * 0.01 for i, name in enumerate(names)})
+    return tmp_path
+
+
+def distance(got, want):
+    return float((got.float() - want).norm() / want.norm())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("fp8", ["none", "static"])
+def test_logits_are_those_of_the_dequantized_model(saved, fp8, packed):
+    want, kept = checkpoint.load(saved)(tokens()).logits, checkpoint.load(saved, fp8=fp8)
+    if packed:
+        assert kept.prepack() is kept
+    got = kept(tokens()).logits
+    # Without rounding of inputs only the order of sums differs. Each of 8 roundings to e4m3 in a row (4 layers of
+    # attention and experts) errs by 2^-4 / sqrt(3) in the mean square, and experts near a tie change.
+    assert distance(got, want) < (1e-4 if fp8 == "none" else 0.2)
+    assert fp8 == "none" or distance(got, want) > 1e-3, "inputs are rounded, too"
+
+
+def test_weights_take_one_byte(saved):
+    kept, want = checkpoint.load(saved, fp8="static"), checkpoint.load(saved)
+    for name, parameter in kept.named_parameters():
+        linear = any(part in name for part in ("proj", "experts", "shared"))
+        assert parameter.dtype == (torch.float8_e4m3fn if linear else torch.float32), name
+        assert parameter.shape == want.get_parameter(name).shape
+        assert not (linear and parameter.requires_grad)
+    layer = kept.layers[0]
+    for fp8, plain in (
+        (layer.attention.qkv_proj.fp8.weight, layer.attention.qkv_proj.weight),
+        (layer.moe.fp8.down, layer.moe.experts_down),
+        (layer.moe.shared_fp8.gate_up, layer.moe.shared_gate_up),
+    ):
+        assert fp8.data_ptr() == plain.data_ptr(), "one copy"
+
+
+def test_round_trip(saved, tmp_path):
+    """Bit for bit, scales included."""
+    from python_tests.model.test_checkpoint import read_all
+
+    before = read_all(saved)
+    for fp8 in ("none", "static"):
+        checkpoint.save(checkpoint.load(saved, fp8=fp8), tmp_path / "again", "fp8")
+        after = read_all(tmp_path / "again")
+        assert after.keys() == before.keys()
+        for name, tensor in after.items():
+            assert torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (tensor, before[name]))), name
+
+
+@pytest.mark.parametrize("fp8", ["none", "static"])
+def test_generate(saved, fp8):
+    kept, prompts = checkpoint.load(saved, fp8=fp8), tokens(batch=2, length=9).tolist()
+    want = generate(kept, prompts, 12, draft=3)
+    assert generate(kept.prepack(), prompts, 12, draft=3, cache_dtype=torch.bfloat16).tokens[0][0] == want.tokens[0][0]
+    assert all(len(made) == 12 for made in want.tokens)
+    if fp8 == "none":
+        assert generate(checkpoint.load(saved), prompts, 12).tokens == want.tokens
+
+
+WIDE = {"vocabulary_size": 512, "hidden_size": 1024, "num_layers": 2, "intermediate_size": 1024, "num_experts": 6}
+
+
+def loads(folder, **options):
+    checkpoint.save(make().bfloat16(), folder / "small", "fp8")
+    checkpoint.load(folder / "small", **options)  # libraries load with the first call
+    return partial(checkpoint.load, folder / "wide", **options)
+
+
+def test_half_the_memory(tmp_path):
+    checkpoint.save(make(**WIDE).bfloat16(), tmp_path / "wide", "fp8", shard_bytes=4 * 2**20)
+    with MemoryProbe() as probe:
+        plain, kept = (probe.peak(partial(loads, tmp_path, fp8=fp8)) for fp8 in (None, "static"))
+    if plain is None:
+        pytest.skip("this system keeps no high-water mark of memory")
+    assert kept <= 0.6 * plain
+
+
+def test_packed_gives_the_same():
+    model, x = make().bfloat16(), tokens()
+    with torch.no_grad():
+        want = model(x).logits.float()
+        assert distance(model.prepack()(x).logits, want) < 2**-7
+    assert model.packed
+    assert model.prepack() is model
+    assert all(p.dim() > 3 for name, p in model.named_parameters() if "proj" in name)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f: checkpoint.load(f, fp8="dynamic"), ValueError, "fp8 is 'dynamic'; allowed: 'none', 'static', None"),
+        (lambda f: checkpoint.load(f, dtype=torch.float16), ValueError, "dtype is torch.float16; allowed: torch.bfl"),
+        (lambda f: checkpoint.load(f, fp8="none").train(), RuntimeError, "kept in FP8, for inference only"),
+        (lambda f: checkpoint.load(f).prepack().train(), RuntimeError, "packed, for inference only"),
+        (lambda f: checkpoint.save(checkpoint.load(f).prepack(), f), ValueError, "is packed; save it before prepack"),
+        (lambda f: checkpoint.save(checkpoint.load(f, fp8="none"), f), ValueError, "form is 'experts'; allowed for a"),
+        (lambda f: make(head_dim=4).prepack(), ValueError, r"num_key_value_heads \* head_dim is 8; a multiple of 16"),
+        (lambda f: make(intermediate_size=40).prepack(), ValueError, "intermediate_size is 40; a multiple of 16"),
+    ],
+)
+def test_bad_input(saved, call, error, message):
+    with pytest.raises(error, match=message):
+        call(saved)
+
+
+def test_plain_checkpoints_are_not_fp8(tmp_path):
+    checkpoint.save(make(), tmp_path)
+    with pytest.raises(ValueError, match="holds the form 'experts', whose weights are not FP8"):
+        checkpoint.load(tmp_path, fp8="static")
+
+
+@pytest.mark.parametrize(
+    ("scale", "value"), [("weight_scale", float("nan")), ("weight_scale", -1.0), ("input_scale", 0.0)]
+)
+def test_hostile_scales(saved, scale, value):
+    from python_tests.model.test_checkpoint import change
+
+    change(saved, lambda t: t.update({f"{LAYER}.up_proj.{scale}": torch.tensor(value)}))
+    with pytest.raises(ValueError, match=rf"{LAYER}.up_proj.{scale} is {value}; a positive number is required"):
+        checkpoint.load(saved)
