@@ -21,6 +21,7 @@ from hunyuan_kernels.testing.specs.grouped_gemm import (
     offsets_of,
     swiglu_magnitude,
 )
+from hunyuan_kernels.testing.specs.quantize import eager_quantize
 
 E4M3 = torch.float8_e4m3fn
 FLOATS = (torch.bfloat16, torch.float32)
@@ -248,10 +249,15 @@ def _gemm_bench_cases(preset: str | None) -> list[Case]:
 def _grouped_bench_cases(preset: str | None, name: str, kind: str) -> list[Case]:
     experts, n, k = MODELS[preset]
     cases = []
+    blocked = "block" if name == "b" else "half blocks"
+    variants = [("bfloat16", kind, torch.bfloat16), ("block", blocked, torch.bfloat16)]
+    if name == "gate_up":
+        variants.append(("block", blocked, E4M3))
     for group in (16, 1, 64):
-        for activations, weights in (("bfloat16", kind), ("block", "block" if name == "b" else "half blocks")):
+        for activations, weights, out_dtype in variants:
             label = f"{experts} experts x {group} rows, N {n}, K {k}, {activations} x {weights}"
-            options = {"out_dtype": torch.bfloat16}
+            label += ", to e4m3" if out_dtype == E4M3 else ""
+            options = {"out_dtype": out_dtype}
             make = partial(_grouped_arguments, [group] * experts, n, k, 0, activations, weights, False, name, options)
             cases.append(Case(label, make))
     return cases
@@ -266,7 +272,10 @@ def dense_work(a: Tensor, b: Tensor, out_size: int) -> Work:
 def _grouped_work(name: str, out_share: float, arguments: Arguments) -> Work:
     a, b, sizes = arguments["a"], arguments[name], arguments["expert_offsets"].diff()
     used = int((sizes > 0).sum()) * b.shape[1] * b.shape[2]
-    moved = used + a.numel() * a.element_size() + a.shape[0] * b.shape[1] * out_share * arguments["out_dtype"].itemsize
+    columns, out_dtype = b.shape[1] * out_share, arguments["out_dtype"]
+    moved = used + a.numel() * a.element_size() + a.shape[0] * columns * out_dtype.itemsize
+    if out_dtype == E4M3:  # fresh scales
+        moved += 4.0 * a.shape[0] * blocks(int(columns))
     return Work(flops=2.0 * int(sizes.sum()) * b.shape[1] * b.shape[2], bytes=float(moved))
 
 
@@ -321,12 +330,20 @@ def _expert_weights(weights: Tensor, scale: Tensor, dtype: torch.dtype) -> Tenso
     return dequantized(weights, scale, 128, dtype)
 
 
-def _with_swiglu(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _with_swiglu(multiply: Callable[..., Tensor]) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
     def baseline(
-        a: Tensor, gate_up: Tensor, expert_offsets: Tensor, a_scale: Tensor | None, b_scale: Tensor, **options: Any
-    ) -> Tensor:
-        gate, up = multiply(a, gate_up, expert_offsets, a_scale, b_scale, **options).chunk(2, dim=1)
-        return F.silu(gate) * up
+        a: Tensor,
+        gate_up: Tensor,
+        expert_offsets: Tensor,
+        a_scale: Tensor | None,
+        b_scale: Tensor,
+        out_dtype: torch.dtype,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        quantizes = out_dtype == E4M3
+        dtype = torch.bfloat16 if quantizes else out_dtype
+        gate, up = multiply(a, gate_up, expert_offsets, a_scale, b_scale, out_dtype=dtype).chunk(2, dim=1)
+        out = F.silu(gate) * up
+        return eager_quantize(out, "block_1x128") if quantizes else out
 
     return baseline
 
@@ -348,14 +365,14 @@ def _sample_grouped(arguments: Arguments, got: Tensor) -> tuple[Arguments, Tenso
     return {**arguments, "b": b[:, :128], "b_scale": _first_of_scale(b_scale, 1, b.shape[1])}, got[:, :128]
 
 
-def _sample_swiglu(arguments: Arguments, got: Tensor) -> tuple[Arguments, Tensor]:
-    """Scales of halves: one for each, or blocks."""
+def _sample_swiglu(arguments: Arguments, got: Any) -> tuple[Arguments, Any]:
+    """Scales of halves: one for each, or blocks. Of an e4m3 result also the first block's scales."""
     scale = arguments["b_scale"]
     fewer = {
         "gate_up": first_of_halves(arguments["gate_up"]),
         "b_scale": scale[:, :, :1] if scale.dim() == 4 else scale,
     }
-    return {**arguments, **fewer}, got[:, :128]
+    return {**arguments, **fewer}, (got[0][:, :128], got[1][:, :1]) if isinstance(got, tuple) else got[:, :128]
 
 
 def _on_cuda(arguments: Arguments) -> bool:
