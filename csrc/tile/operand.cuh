@@ -23,7 +23,8 @@ __device__ __forceinline__ uint32_t swizzled(uint32_t tile, int row, int chunk) 
 template <arch::Major kMajor>
 __device__ __forceinline__ uint64_t operand_descriptor(uint32_t tile) {
   constexpr uint64_t kBetweenBoxes = kMajor == arch::Major::mn ? kBoxBytes : 16;
-  return uint64_t{1} << 62 | uint64_t{8 * kSwizzledRowBytes / 16} << 32 | (kBetweenBoxes / 16) << 16 | tile >> 4;
+  return uint64_t{1} << 62 | uint64_t{8 * kSwizzledRowBytes / 16} << 32 | (kBetweenBoxes / 16) << 16 |
+         (tile & 0x3ffff) >> 4;  // in a cluster the bits above are the rank of the block
 }
 
 // What to add to a descriptor to go kProductDepth deeper. Swizzling works on addresses, so a step within a row is a
