@@ -34,4 +34,22 @@ __device__ __forceinline__ uint32_t to_bfloat16x2(float low, float high) {
   return pair;
 }
 
+// Two e4m3 to two f16, exact; NaN becomes 0x7fff. From sm_89 on.
+__device__ __forceinline__ uint32_t e4m3x2_to_float16x2(uint16_t pair) {
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
+  return halves;
+}
+__device__ __forceinline__ float float16_to_float(uint16_t value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value));
+  return wide;
+}
+// Two e4m3 to two bf16, exact: no instruction of sm_90 does it at once, and f16 and fp32 hold every e4m3 on the way.
+__device__ __forceinline__ uint32_t e4m3x2_to_bfloat16x2(uint16_t pair) {
+  const uint32_t halves = e4m3x2_to_float16x2(pair);
+  return to_bfloat16x2(float16_to_float(static_cast<uint16_t>(halves)),
+                       float16_to_float(static_cast<uint16_t>(halves >> 16)));
+}
+
 }  // namespace hunyuan_kernels::arch

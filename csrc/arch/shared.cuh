@@ -28,6 +28,12 @@ __device__ __forceinline__ Words4 load_shared(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint16_t load_shared_16(uint32_t address) {
+  uint16_t value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address) : "memory");
+  return value;
+}
+
 // Four 8 x 8 matrices of 16-bit elements. Lane l gives the address of row l % 8 of matrix l / 8 (16 bytes), and holds
 // of matrix i, in word[i], row l / 4 and columns 2 * (l % 4) and the next.
 __device__ __forceinline__ void store_matrices(uint32_t row_address, const Words4& v) {

@@ -1,6 +1,9 @@
 // Matrix products of a warpgroup (128 threads), one PTX instruction per function: D[64, N] (+)= A[64, 16] B[N, 16]^T,
 // bf16 from shared memory, fp32 sums in registers. e4m3: 32 deep, K-major both, sums of about 14 bits.
 //
+// A may come from registers: a[i] holds row 16 * (t / 32) + t % 32 / 4 + 8 * (i % 2) at the depths 8 * (i / 2) + 2 *
+// (t % 4) (bits 0-15) and the next. They may not be touched before the wait either.
+//
 // Thread t of the warpgroup holds, in sums[4 * j + i], row 16 * (t / 32) + t % 32 / 4 + 8 * (i / 2) and column
 // 8 * j + 2 * (t % 4) + i % 2. Between the issue of a product and the wait for it nothing may touch its sums.
 #pragma once
@@ -19,6 +22,8 @@ __device__ __forceinline__ void wait_for_products() {
 
 // No instruction: keeps the compiler from moving accesses to a register across this point.
 __device__ __forceinline__ void pin(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+__device__ __forceinline__ void pin(uint32_t& value) { asm volatile("" : "+r"(value)::"memory"); }
+__device__ __forceinline__ void pin(uint16_t& value) { asm volatile("" : "+h"(value)::"memory"); }
 
 // How an operand lies in shared memory: depth neighbouring (K-major) or rows of A, columns of B (MN-major).
 enum class Major { k = 0, mn = 1 };
@@ -68,6 +73,22 @@ __device__ __forceinline__ void multiply(float (&d)[8], uint64_t a, uint64_t b, 
       "%12; }"
       : HK_FOUR(d, 0), HK_FOUR(d, 4)
       : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulate)), "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)));
+}
+__device__ __forceinline__ void multiply(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" HK_TEN() HK_TEN(1)
+          HK_TEN(2) "%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 0; }"
+      : HK_SIXTEEN(d, 0), HK_SIXTEEN(d, 16)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<uint32_t>(accumulate)));
+}
+__device__ __forceinline__ void multiply(float (&d)[8], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %13, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, "
+      "0; }"
+      : HK_FOUR(d, 0), HK_FOUR(d, 4)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<uint32_t>(accumulate)));
 }
 __device__ __forceinline__ void multiply_e4m3(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(

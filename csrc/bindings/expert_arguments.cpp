@@ -24,6 +24,8 @@ cpu::ExpertWeights weights_in_place(const char* op, const char* argument, const 
 // [N / 16, K / word, 16, word] behind the experts, contiguous.
 cpu::ExpertWeights packed_weights(const char* op, const char* argument, const Tensor& b) {
   const int64_t d = b.dim() - 4, word = cpu::packed_word(to_dtype(b.scalar_type()));
+  check(b.size(d + 2) != 32 || b.size(d + 3) != 16, op, argument, "has shape ", shape_text(b),
+        ": it was packed for a GPU, of which it has the order. Call hunyuan_kernels.prepack on the weights on the CPU");
   check(b.size(d + 2) == cpu::kPackedColumns && b.size(d + 3) == word && b.is_contiguous(), op, argument, "has shape ",
         shape_text(b), " and strides ", shape_text(std::vector<int64_t>(b.strides().begin(), b.strides().end())),
         "; packed weights are as hunyuan_kernels.prepack returns them: contiguous, ending with dimensions ",

@@ -27,6 +27,13 @@ constexpr DTypes kFp8 = {ScalarType::Float8_e4m3fn};
 constexpr DTypes kFloats = {ScalarType::BFloat16, ScalarType::Float};
 constexpr DTypes kActivations = {ScalarType::Float8_e4m3fn, ScalarType::BFloat16, ScalarType::Float};
 
+// On a device: activations that no scale goes with.
+bool is_weight_only(const char* op, const Tensor& a, const std::optional<Tensor>& a_scale) {
+  if (a.scalar_type() != ScalarType::BFloat16 && a.scalar_type() != ScalarType::Float) return false;
+  activation_scale(op, a_scale, a);
+  return true;
+}
+
 // One matrix as a group of its own. `names` are those of a, its shape, b, and the scale of b.
 struct DenseNames {
   const char *a, *a_shape, *b, *b_scale;
@@ -59,6 +66,9 @@ Tensor fp8_gemm(const Tensor& a, const Tensor& b, const Tensor& a_scale, const T
 }
 
 Tensor fp8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale) {
+  if (DeviceCall call("fp8_linear", x); call)
+    return device::multiply_fp8_weights(call, {"fp8_linear", "x", "weight", "weight_scale"}, false, x, weight,
+                                        std::nullopt, weight_scale, ScalarType::BFloat16);
   return dense("fp8_linear", {"x", "[M, K]", "weight", "weight_scale"}, x, kFloats, weight, std::nullopt, weight_scale,
                x.scalar_type() == ScalarType::Float ? ScalarType::Float : ScalarType::BFloat16, false);
 }
@@ -94,7 +104,10 @@ struct GroupedArguments {
 Tensor grouped_gemm_fp8(const Tensor& a, const Tensor& b, const Tensor& expert_offsets, std::optional<Tensor> a_scale,
                         const Tensor& b_scale, ScalarType out_dtype) {
   constexpr const char* op = "grouped_gemm_fp8";
-  if (DeviceCall call(op, a); call)
+  if (DeviceCall call(op, a); call && is_weight_only(op, a, a_scale))
+    return device::multiply_fp8_weights(call, {op, "a", "b", "b_scale"}, false, a, b, expert_offsets, b_scale,
+                                        checked_out_dtype(op, out_dtype));
+  else if (call)
     return device::multiply_fp8(op, call, false, a, "b", b, expert_offsets, a_scale, b_scale,
                                 checked_out_dtype(op, out_dtype));
   const GroupedArguments in(op, a, b, "b", "[E, N, K]", expert_offsets, a_scale, b_scale, false);
@@ -114,7 +127,10 @@ Tensor swiglu(const char* op, const GroupedArguments& in, ScalarType out_dtype) 
 Tensor grouped_swiglu_fp8(const Tensor& a, const Tensor& gate_up, const Tensor& expert_offsets,
                           std::optional<Tensor> a_scale, const Tensor& b_scale, ScalarType out_dtype) {
   constexpr const char* op = "grouped_swiglu_fp8";
-  if (DeviceCall call(op, a); call)
+  if (DeviceCall call(op, a); call && is_weight_only(op, a, a_scale))
+    return device::multiply_fp8_weights(call, {op, "a", "gate_up", "b_scale"}, true, a, gate_up, expert_offsets,
+                                        b_scale, checked_out_dtype(op, out_dtype));
+  else if (call)
     return device::multiply_fp8(op, call, true, a, "gate_up", gate_up, expert_offsets, a_scale, b_scale,
                                 checked_out_dtype(op, out_dtype));
   const GroupedArguments in(op, a, gate_up, "gate_up", "[E, 2I, K]", expert_offsets, a_scale, b_scale, true);
@@ -204,6 +220,7 @@ STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CUDA, m) {
   m.impl("fp8_gemm", TORCH_BOX(&hunyuan_kernels::fp8_gemm));
+  m.impl("fp8_linear", TORCH_BOX(&hunyuan_kernels::fp8_linear));
   m.impl("grouped_gemm_fp8", TORCH_BOX(&hunyuan_kernels::grouped_gemm_fp8));
   m.impl("grouped_swiglu_fp8", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8));
   m.impl("grouped_swiglu_fp8_quantized", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_quantized));

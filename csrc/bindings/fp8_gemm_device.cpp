@@ -6,18 +6,7 @@
 #include "host/fp8_gemm.h"
 
 namespace hunyuan_kernels::device {
-namespace {
-
 namespace stable = torch::stable;
-
-void check_activations(const char* op, const Tensor& a) {
-  const ScalarType dtype = a.scalar_type();
-  check(dtype != ScalarType::BFloat16 && dtype != ScalarType::Float, op, "a", "has dtype ", dtype_name(dtype),
-        "; on a GPU: float8_e4m3fn. Quantize it with quantize_fp8(), or use CPU tensors, which take FP8 weights alone");
-  check_dtype(op, "a", a, {ScalarType::Float8_e4m3fn});
-}
-
-}  // namespace
 
 Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor& a_given, const char* b_name,
                     const Tensor& b_given, const std::optional<Tensor>& expert_offsets,
@@ -27,7 +16,7 @@ Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor&
   const char* a_shape = grouped ? "[S, K]" : "[M, K]";
   const char* b_shape = !grouped ? "[N, K]" : swiglu ? "[E, 2I, K]" : "[E, N, K]";
   check_rank(op, "a", a_given, 2, a_shape);
-  check_activations(op, a_given);
+  check_dtype(op, "a", a_given, {ScalarType::Float8_e4m3fn});
   check_same_device(op, b_name, b_given, "a", a_given);
   check_rank(op, b_name, b_given, grouped ? 3 : 2, b_shape);
   check_dtype(op, b_name, b_given, {ScalarType::Float8_e4m3fn});

@@ -10,4 +10,15 @@ Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor&
                     const std::optional<Tensor>& expert_offsets, const std::optional<Tensor>& a_scale,
                     const Tensor& b_scale, ScalarType out_dtype, std::optional<Tensor>* out_scale = nullptr);
 
+// e4m3 weights under bf16 activations; weights as they are or as prepack_weights returns them.
+struct WeightOnlyNames {
+  const char *op, *a, *b, *b_scale;
+};
+Tensor multiply_fp8_weights(DeviceCall& call, const WeightOnlyNames& names, bool swiglu, const Tensor& a,
+                            const Tensor& b, const std::optional<Tensor>& expert_offsets, const Tensor& b_scale,
+                            ScalarType out_dtype);
+
+// [..., N, K] as [..., N / 16, K / 32, 32, 16]: for each lane of a warp the 16 bytes that it reads at a time.
+Tensor prepack_weights(const char* op, const Tensor& weights);
+
 }  // namespace hunyuan_kernels::device

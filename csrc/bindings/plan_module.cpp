@@ -5,6 +5,7 @@
 #include "bindings/python_module.h"
 #include "host/dispatch.h"
 #include "host/fp8_gemm.h"
+#include "host/fp8_gemm_weight_only.h"
 #include "host/grouped_gemm.h"
 #include "host/quantize.h"
 #include "host/routing.h"
@@ -181,6 +182,22 @@ void register_fp8_gemm(py::module_& m) {
       py::arg("swiglu") = false, py::arg("in_blocks") = false, py::arg("out") = DType::bfloat16, py::arg("sms") = 132,
       "The plan of a [rows, depth] times b [experts, columns, depth], without experts [columns, depth], in e4m3; "
       "in_blocks: scales of one of them vary along the depth.");
+  product_plan_class<host::Fp8WeightOnlyPlan>(m, "Fp8WeightOnlyPlan");
+  m.def(
+      "fp8_weight_only",
+      [](std::optional<int64_t> experts, int64_t rows, int64_t columns, int64_t depth, bool swiglu, bool packed,
+         bool in_blocks, DType out, int sms) {
+        driver::DeviceProperties device;
+        device.sms = sms;
+        return host::plan_fp8_weight_only(
+            {swiglu, experts.has_value(), experts.value_or(1), rows, columns, depth, packed, in_blocks, out}, device);
+      },
+      py::kw_only(), py::arg("experts") = py::none(), py::arg("rows"), py::arg("columns"), py::arg("depth"),
+      py::arg("swiglu") = false, py::arg("packed") = false, py::arg("in_blocks") = false,
+      py::arg("out") = DType::bfloat16, py::arg("sms") = 132,
+      "The plan of a [rows, depth] in bf16 times b [experts, columns, depth], without experts [columns, depth], in "
+      "e4m3; "
+      "packed: b is of prepack; in_blocks: its scales vary along the depth.");
 }
 
 }  // namespace

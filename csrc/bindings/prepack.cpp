@@ -2,6 +2,7 @@
 #include "cpu/prepack.h"
 
 #include "bindings/expert_arguments.h"
+#include "bindings/fp8_gemm_device.h"
 #include "bindings/torch_glue.h"
 
 namespace hunyuan_kernels {
@@ -11,6 +12,7 @@ constexpr DTypes kElements = {ScalarType::BFloat16, ScalarType::Float, ScalarTyp
 
 Tensor prepack(const Tensor& given) {
   constexpr const char* op = "prepack";
+  if (DeviceCall(op, given)) return device::prepack_weights(op, given);
   check_cpu(op, "weights", given);
   check_dtype(op, "weights", given, kElements);
   check(given.dim() == 2 || given.dim() == 3, op, "weights", "has shape ", shape_text(given),
@@ -37,5 +39,7 @@ Tensor prepack(const Tensor& given) {
 }  // namespace hunyuan_kernels
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) { m.def("prepack(Tensor weights) -> Tensor"); }
+
+STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CUDA, m) { m.impl("prepack", TORCH_BOX(&hunyuan_kernels::prepack)); }
 
 STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) { m.impl("prepack", TORCH_BOX(&hunyuan_kernels::prepack)); }

@@ -17,6 +17,8 @@ namespace {
 constexpr double kBf16FlopsPerClock = 4096, kBytesPerClock = 64, kMemoryBytesPerClock = 3.35e12 / 1.755e9;
 // Clocks of an addition across a cluster: two rounds of barriers and remote reads, about 1 us. A guess until measured.
 constexpr double kClusterSumClocks = 2000;
+// e4m3 weights that become bf16: two conversions each, 64 of them per clock by the CUDA programming guide's table.
+constexpr double kExpansionsPerClock = 32;
 
 // The kernels count rows, columns and tiles in 32 bits and go past the last one by less than a tile.
 constexpr int64_t kMaxExtent = std::numeric_limits<int32_t>::max() - 512;
@@ -64,11 +66,14 @@ void estimate(const ProductShape& s, int64_t sms, ProductCandidate& c) {
   const int64_t blocks = ceil_div(depth, s.tile_depth);
   const auto size = static_cast<double>(element_size(s.operands));
   const double block_flops = 2.0 * c.tile_rows * c.tile_columns * s.tile_depth;
-  const double block_bytes = size * (c.tile_rows + c.tile_columns) * s.tile_depth;
+  const double weight_size = s.e4m3_weights ? 1 : size;
+  const double block_bytes = (size * c.tile_rows + weight_size * c.tile_columns) * s.tile_depth;
   c.flops = static_cast<double>(c.likely_tiles * blocks) * block_flops;
   c.bytes = static_cast<double>(c.likely_tiles * blocks) * block_bytes;
   const double flops_per_clock = kBf16FlopsPerClock * 2 / size;
-  const double block_clocks = std::fmax(block_flops / flops_per_clock, block_bytes / kBytesPerClock);
+  double block_clocks = std::fmax(block_flops / flops_per_clock, block_bytes / kBytesPerClock);
+  if (s.e4m3_weights)
+    block_clocks = std::fmax(block_clocks, static_cast<double>(c.tile_columns * s.tile_depth) / kExpansionsPerClock);
   // A block does not multiply while it stores; what it stores passes through L2 as well.
   double end_clocks = static_cast<double>(c.tile_rows * c.tile_columns * element_size(s.out)) / kBytesPerClock;
   if (c.cluster > 1) end_clocks += kClusterSumClocks;
@@ -76,7 +81,7 @@ void estimate(const ProductShape& s, int64_t sms, ProductCandidate& c) {
       static_cast<double>(c.waves) * (static_cast<double>(ceil_div(blocks, clusters)) * block_clocks + end_clocks);
   const auto weights = static_cast<double>(minimum(s.rows, s.groups)) * static_cast<double>(s.columns * s.parts) *
                        static_cast<double>(s.depth);
-  c.memory_clocks = s.weight_gradient ? 0 : size * weights / kMemoryBytesPerClock;
+  c.memory_clocks = s.weight_gradient ? 0 : weight_size * weights / kMemoryBytesPerClock;
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ struct ProductShape {
   bool rest = true;              // rows past the last group are one more
   int parts = 1;                 // 2: SwiGLU
   DType operands = DType::bfloat16, out = DType::bfloat16;
-  int tile_depth = 64;  // of a stage
+  bool e4m3_weights = false;  // of bf16 operands b is e4m3 in memory
+  int tile_depth = 64;        // of a stage
   int64_t groups = 1, rows = 0, lines = 0, columns = 0, depth = 0;
 };
 

@@ -28,10 +28,11 @@ driver::CUtensorMap tensor_map(const driver::DriverTable& table, const TiledTens
   const uint32_t element_strides[3] = {1, 1, 1};
   CUtensorMap map;
   // Neighbouring boxes along the contiguous dimension are read next: L2 may fetch 256 bytes for 128.
-  const CUresult result = table.cuTensorMapEncodeTiled(
-      &map, type_of(tensor.dtype), tensor.rank, const_cast<void*>(tensor.data), dimensions, strides, tensor.box.data(),
-      element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      table.cuTensorMapEncodeTiled(&map, type_of(tensor.dtype), tensor.rank, const_cast<void*>(tensor.data), dimensions,
+                                   strides, tensor.box.data(), element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                   tensor.swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check_driver(table, result, std::string("hunyuan_kernels: tensor map of ") + what);
   return map;
 }

@@ -10,7 +10,7 @@
 namespace hunyuan_kernels::host {
 
 // A tensor of up to three dimensions, the contiguous one first. Strides in elements, of the second and third dimension.
-// Boxes are swizzled: box[0] elements are 128 bytes.
+// Boxes that are swizzled have box[0] elements of 128 bytes.
 struct TiledTensor {
   DType dtype;
   const void* data;
@@ -18,6 +18,7 @@ struct TiledTensor {
   std::array<int64_t, 2> strides;
   std::array<uint32_t, 3> box;
   uint32_t rank = 3;
+  bool swizzled = true;
 };
 
 // What TMA demands of addresses and strides, in bytes.

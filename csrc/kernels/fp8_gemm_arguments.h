@@ -40,4 +40,33 @@ struct Fp8GemmArguments {
   Fp8ResultScale out_scale;
 };
 
+// Weights alone in e4m3 (kernels/fp8_gemm_weight_only_sm90.cu): a in bf16 as [K, S], box 64 x kTokens. b, of the two
+// halves of SwiGLU one behind the other,
+//   as it is   [K, N, E], box 128 x 128 x 1, swizzled
+//   packed     [256, K / 16, E * N / 16] of bytes, box 256 x 8 x 8: for each 16 lines and 32 of K 512 bytes, in which
+//              lane l has bytes 16 l and on: of lines l / 4 and l / 4 + 8 those that it multiplies
+//              (tile/e4m3_weights.cuh)
+struct Fp8WeightOnlyArguments {
+  GroupedGemmArguments product;
+  Fp8WeightScale b_scale;
+  uint32_t float32_out;
+};
+
+constexpr int kFp8WeightOnlyLines = 128;  // of b in a tile, of gate and of up each
+constexpr int kFp8WeightOnlyPackedLines = 16, kFp8WeightOnlyPackedDepth = 32;
+constexpr int kFp8WeightOnlyPackedBox = 256;  // bytes
+constexpr int fp8_weight_only_stage_bytes(int tokens, int parts) {
+  return (parts * kFp8WeightOnlyLines + 2 * tokens) * kFp8GemmTileDepth;
+}
+constexpr int fp8_weight_only_sums_bytes(int tokens, int parts) { return parts * kFp8WeightOnlyLines * tokens * 4; }
+constexpr int fp8_weight_only_stages(int tokens, int parts) {
+  const int fit = (kFewRowsSharedBytes - kFewRowsBarriersBytes - fp8_weight_only_sums_bytes(tokens, parts)) /
+                  fp8_weight_only_stage_bytes(tokens, parts);
+  return fit < 8 ? fit : 8;
+}
+constexpr int fp8_weight_only_shared_bytes(int tokens, int parts) {
+  return fp8_weight_only_stages(tokens, parts) * fp8_weight_only_stage_bytes(tokens, parts) +
+         fp8_weight_only_sums_bytes(tokens, parts) + kFewRowsBarriersBytes;
+}
+
 }  // namespace hunyuan_kernels::kernels

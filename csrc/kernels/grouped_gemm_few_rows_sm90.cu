@@ -25,11 +25,9 @@
 // weights read again (from L2, mostly) for every kTokens rows.
 #include "arch/math.cuh"
 #include "kernels/grouped_gemm_arguments.h"
-#include "tile/cluster_sum.cuh"
 #include "tile/expert_lanes.cuh"
-#include "tile/expert_tiles.cuh"
+#include "tile/few_rows.cuh"
 #include "tile/operand.cuh"
-#include "tile/warp_specialized.cuh"
 
 namespace hunyuan_kernels::kernels {
 namespace {
@@ -40,17 +38,7 @@ using tile::kBoxBytes;
 using tile::kDepth;
 using tile::kProductDepth;
 
-struct Tile {
-  int32_t group;
-  int32_t row, row_end;      // the first row, and where the group ends
-  int32_t weight;            // the first one
-  int32_t depth, depth_end;  // of this block
-};
-
-struct SumBarriers {
-  tile::ClusterSumBarriers sum;
-  __device__ void initialize() { sum.initialize(tile::kConsumerWarps * arch::cluster_size()); }
-};
+using Tile = tile::FewRowsTile;
 
 template <int kTokens, int kParts, Major kMajorWeights, typename Output>
 struct FewRows {
@@ -58,49 +46,13 @@ struct FewRows {
   static constexpr int kStageBytes = few_rows_stage_bytes(kTokens, kParts);
   static constexpr int kValues = kTokens / 2;  // sums of a thread, for each part
   using Frame = tile::WarpSpecialized<few_rows_stages(kTokens, kParts), kStageBytes,
-                                      few_rows_sums_bytes(kTokens, kParts), SumBarriers>;
+                                      few_rows_sums_bytes(kTokens, kParts), tile::FewRowsBarriers>;
   static_assert(Frame::kSharedBytes <= few_rows_shared_bytes(kTokens, kParts));
   using Memory = typename Frame::Memory;
   using Ring = typename Frame::Ring;
   using Sum = tile::ClusterSum<256>;
 
-  class Tiles {
-   public:
-    __device__ explicit Tiles(const GroupedGemmArguments& a)
-        : a_(a),
-          columns_((a.columns + kFewRowsWeights - 1) / kFewRowsWeights),
-          experts_(a.expert_offsets, a.experts, a.rows, true),
-          step_(gridDim.x / arch::cluster_size()),
-          number_(blockIdx.x / arch::cluster_size()) {
-      const int32_t blocks = (a.depth + kDepth - 1) / kDepth, size = static_cast<int32_t>(arch::cluster_size());
-      const int32_t part = (blocks + size - 1) / size * kDepth;
-      depth_ = min(static_cast<int32_t>(arch::cluster_rank()) * part, a.depth);
-      depth_end_ = min(depth_ + part, a.depth);
-    }
-
-    __device__ __forceinline__ bool next(Tile& t) {
-      tile::GroupOfTile of;
-      auto row_tiles = [](int32_t rows) { return (static_cast<uint32_t>(rows) + kTokens - 1) / kTokens; };
-      if (!experts_.find(number_, [&](int32_t rows) { return row_tiles(rows) * columns_; }, of)) return false;
-      number_ += step_;
-      const uint32_t height = row_tiles(of.end - of.begin);  // rows first: their weights are in L2
-      t.group = of.group;
-      t.row = of.begin + static_cast<int32_t>(of.tile % height) * kTokens;
-      t.row_end = of.end;
-      t.weight = of.tile / height * kFewRowsWeights;
-      t.depth = depth_;
-      t.depth_end = of.group < a_.experts ? depth_end_ : depth_;
-      return true;
-    }
-
-   private:
-    const GroupedGemmArguments& a_;
-    const uint32_t columns_;
-    tile::ExpertTiles experts_;
-    const uint32_t step_;
-    uint32_t number_;
-    int32_t depth_, depth_end_;
-  };
+  using Tiles = tile::FewRowsTiles<GroupedGemmArguments, kTokens, kFewRowsWeights, kDepth>;
 
   __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, const Memory& memory) {
     Ring ring(memory.barriers.ring);
@@ -167,30 +119,21 @@ struct FewRows {
       for (float& sum : part) arch::pin(sum);
   }
 
-  // The sums of 8 tokens, every cluster_size-th 8 of them, and what becomes of them.
   __device__ __forceinline__ static void store(const GroupedGemmArguments& a, const Tile& t, int half, const Sum& sum) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
-    const uint32_t blocks = arch::cluster_size();
-    for (uint32_t eight = arch::cluster_rank(); eight < kTokens / 8; eight += blocks)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int32_t row = t.row + 8 * eight + lane % 4 * 2 + i % 2;
-        const int32_t column = t.weight + 64 * half + 16 * warp + lane / 4 + 8 * (i / 2);
-        if (row >= t.row_end || column >= a.columns) continue;
-        const int value = 4 * eight + i;
-        Output* out = reinterpret_cast<Output*>(a.out_data) + row * int64_t{a.row_columns} + column;
-        if constexpr (kParts == 2) {
-          const float gate = sum.sum(value), up = sum.sum(kValues + value);
-          tile::store_float(out, arch::silu(gate) * up);
-          if (a.preactivation_data) {
-            Output* both = reinterpret_cast<Output*>(a.preactivation_data) + int64_t{row} * 2 * a.row_columns + column;
-            tile::store_float(both, gate);
-            tile::store_float(both + a.row_columns, up);
-          }
-        } else {
-          tile::store_float(out, sum.sum(value));
+    tile::for_own_elements<kTokens>(t, half, a.columns, [&](int32_t row, int32_t column, int, int value) {
+      Output* out = reinterpret_cast<Output*>(a.out_data) + row * int64_t{a.row_columns} + column;
+      if constexpr (kParts == 2) {
+        const float gate = sum.sum(value), up = sum.sum(kValues + value);
+        tile::store_float(out, arch::silu(gate) * up);
+        if (a.preactivation_data) {
+          Output* both = reinterpret_cast<Output*>(a.preactivation_data) + int64_t{row} * 2 * a.row_columns + column;
+          tile::store_float(both, gate);
+          tile::store_float(both + a.row_columns, up);
         }
+      } else {
+        tile::store_float(out, sum.sum(value));
       }
+    });
   }
 
   __device__ __forceinline__ static void consume(const GroupedGemmArguments& a, const Memory& memory) {

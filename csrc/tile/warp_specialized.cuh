@@ -23,7 +23,7 @@ struct NoMoreBarriers {
 template <int kStages_, int kStageBytes_, int kScratchBytes_, typename MoreBarriers = NoMoreBarriers>
 struct WarpSpecialized {
   static constexpr int kStages = kStages_, kStageBytes = kStageBytes_;
-  static_assert(kStages >= 4 && kStageBytes % 1024 == 0 && kScratchBytes_ % 8 == 0);
+  static_assert(kStages >= 3 && kStageBytes % 1024 == 0 && kScratchBytes_ % 8 == 0);
   using Ring = tile::Ring<kStages>;
   struct Barriers {
     RingBarriers<kStages> ring;

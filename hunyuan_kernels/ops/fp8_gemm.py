@@ -3,11 +3,12 @@
 e4m3 values are expanded on their way to the multiplication; no dequantized operand is ever written. Products of two
 e4m3 values are exact in fp32, sums are accumulated in fp32, and scales are applied in fp32: to the finished sums, or
 with blocks along K to the sum of each 128 of K. ``docs/numerics.md`` has the table of scales.
-On the CPU, what ``prepack`` made of weights may stand in their place.
+What ``prepack`` made of weights may stand in their place: on the CPU, and on a GPU under bf16 activations.
 
 On a GPU (sm_90a) :func:`fp8_gemm`, :func:`grouped_gemm_fp8` and :func:`grouped_swiglu_fp8` take e4m3 activations; the
-last one quantizes its result, where asked to, before it leaves the registers. Weights that are not contiguous along K
-are copied there. The rest is refused.
+last one quantizes its result, where asked to, before it leaves the registers. :func:`fp8_linear` and, with ``a_scale``
+None, the grouped ops take bf16 activations there. Weights that are not contiguous along K are copied. The rest is
+refused, the gradient of :func:`fp8_linear` among it.
 """
 
 from typing import Any, NoReturn

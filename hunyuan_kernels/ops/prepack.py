@@ -1,4 +1,4 @@
-"""Weights laid out once in the order in which the CPU's GEMMs read them."""
+"""Weights laid out once in the order in which the GEMMs read them."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from hunyuan_kernels._ops import ops, qualified
 
 _WORDS = {torch.float32: 1, torch.bfloat16: 2, torch.float8_e4m3fn: 4}
 COLUMNS = 16
+_LANES, _LANE_BYTES, _GPU_DEPTH = 32, 16, 32  # on a GPU: of 16 rows and 32 of K, for each lane of a warp 16 bytes
 
 
 def prepack(weights: Tensor) -> Tensor:
-    """Copies weights into the order in which the CPU kernels read them: for inference, in place of the weights.
+    """Copies weights into the order in which the kernels of their device read them: for inference, in place of them.
 
     ``grouped_gemm``, ``grouped_swiglu``, ``fp8_gemm``, ``fp8_linear``, their grouped FP8 forms and ``moe`` take the
     result wherever they take weights; scales stay as they are. Every memory stream is contiguous then and nothing is
@@ -20,15 +21,20 @@ def prepack(weights: Tensor) -> Tensor:
     set. A row's result does not depend on the number of rows (without packing, groups of few rows differ in the last
     bits).
 
+    On a GPU (sm_90a) there is an order for float8_e4m3fn weights under bf16 activations, for ``fp8_linear``, ``moe``
+    and, with ``a_scale`` None, ``grouped_gemm_fp8`` and ``grouped_swiglu_fp8``; the result has the same bits there,
+    packed or not. An order is that of the device on which it was made: copied to the other one, the ops refuse it.
+
     Args:
         weights: ``[E, N, K]`` or ``[N, K]``, bfloat16, float32 or float8_e4m3fn, on the CPU, of any strides. N must be
             a multiple of 16, K of 2 for bfloat16 and of 4 for float8_e4m3fn; for SwiGLU the halves of N must be
-            multiples of 16.
+            multiples of 16. On a GPU: float8_e4m3fn, N (the halves) a multiple of 16, K of 32.
 
     Returns:
         ``[E, N / 16, K / w, 16, w]`` or ``[N / 16, K / w, 16, w]`` in the dtype of ``weights``, contiguous, with w the
         elements of 4 bytes: ``packed[e, p, l, c, i] = weights[e, 16 p + c, w l + i]``. float8_e4m3fn has that shape,
-        too, but of every four columns the bytes lie as ``[i / 2][c][i % 2]``.
+        too, but of every four columns the bytes lie as ``[i / 2][c][i % 2]``. On a GPU ``[E, N / 16, K / 32, 32, 16]``
+        or ``[N / 16, K / 32, 32, 16]``: ``reference.prepack.prepack_for_gpu`` is its definition.
 
     Raises:
         RuntimeError: a wrong dtype, device, rank or shape. Ops that need weights as they were (all gradients) say so.
@@ -42,6 +48,8 @@ def weight_shape(op: str, name: str, weights: Tensor, rank: int) -> tuple[Any, .
     """The shape of weights of ``rank`` dimensions, from themselves or from what :func:`prepack` made of them."""
     if weights.dim() == rank + 2:
         *experts, panels, lines, columns, word = weights.shape
+        if weights.dtype == torch.float8_e4m3fn and (columns, word) == (_LANES, _LANE_BYTES):
+            return (*experts, panels * COLUMNS, lines * _GPU_DEPTH)
         required = [COLUMNS, _WORDS.get(weights.dtype)]
         torch._check(
             [columns, word] == required,
@@ -65,6 +73,15 @@ def _(weights: Tensor) -> Tensor:
         lambda: f"prepack: weights has shape {list(weights.shape)}; required: [N, K] or [E, N, K]",
     )
     *experts, rows, columns = weights.shape
+    if weights.device.type == "cuda":
+        torch._check(
+            weights.dtype == torch.float8_e4m3fn and rows % COLUMNS == 0 and columns % _GPU_DEPTH == 0,
+            lambda: (
+                f"prepack: weights has shape {list(weights.shape)} and dtype {weights.dtype}; on a GPU float8_e4m3fn "
+                f"is required, N a multiple of {COLUMNS} and K of {_GPU_DEPTH}"
+            ),
+        )
+        return weights.new_empty((*experts, rows // COLUMNS, columns // _GPU_DEPTH, _LANES, _LANE_BYTES))
     word = _WORDS[weights.dtype]
     torch._check(
         rows % COLUMNS == 0 and columns % word == 0,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hunyuan_kernels.reference import grouped_gemm as grouped
+from hunyuan_kernels.reference.prepack import unpack
 from hunyuan_kernels.reference.quantize import quantize_fp8
 
 BLOCK = 128
@@ -31,7 +32,9 @@ def dequantize_activations(a: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def dequantize_weights(b: Tensor, scale: Tensor, halves: bool = False) -> Tensor:
-    """fp64 values of ``b`` [E, N, K]: scale [E], [E, 2] (``halves``), [E, N] or blocks, whole or of each half."""
+    """fp64 values of ``b``, [E, N, K] or packed: scale [E], [E, 2] (``halves``), [E, N] or blocks, also of halves."""
+    if b.dim() > 3:
+        b = unpack(b)
     experts, rows, columns = b.shape
     if halves and scale.dim() == 4:
         half = spread(scale.double(), rows // 2, columns, BLOCK)

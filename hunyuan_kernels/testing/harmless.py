@@ -32,7 +32,7 @@ HARMLESS = (
         "the next launch of the stream begins later; it waits for this one anyway before it touches memory",
     ),
     Harmless(
-        r"grouped_gemm_few_rows.*",
+        r"(grouped_gemm_few_rows|fp8_gemm_weight_only).*",
         r"bar\.warp\.sync -1;",
         1,
         "before the cluster's barrier, which the simulator takes to bring a warp together by itself",

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from hunyuan_kernels.reference.prepack import prepack_for_gpu
 from hunyuan_kernels.testing.spec import Arguments, Case, OpSpec
 from hunyuan_kernels.testing.specs.fp8_gemm import E4M3, blocks
 from hunyuan_kernels.testing.specs.grouped_gemm import make_arguments, offsets_of
@@ -128,13 +129,44 @@ def _fp8(name: str, shapes: list[_Shape], experts: bool = True) -> list[Case]:
     ]
 
 
+def _fp8_weights(name: str) -> list[Case]:
+    """bf16 activations; ``name`` is that of the weights. Packed ones are as ``prepack`` leaves them on a GPU."""
+
+    def make(seed: int, sizes: list[int], blocked: bool, packed: bool) -> Arguments:
+        n, k, tail, experts = 288, 1184, 3, len(sizes)
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.randn(experts, n, k, generator=generator).to(E4M3)
+        scale = torch.rand(experts, *((2, blocks(n // 2), blocks(k)) if blocked else (n,)), generator=generator) * 0.05
+        weights = prepack_for_gpu(weights) if packed else weights
+        x = torch.randn(sum(sizes) + tail, k, generator=generator).to(BFLOAT16)
+        if name == "weight":
+            whole = torch.rand(blocks(n), blocks(k), generator=generator) if blocked else scale[0]
+            return {"x": x, "weight": weights[0], "weight_scale": whole}
+        offsets = offsets_of(sizes)
+        return {"a": x, name: weights, "expert_offsets": offsets, "a_scale": None, "b_scale": scale} | {
+            "out_dtype": BFLOAT16
+        }
+
+    return [
+        Case(
+            f"weights alone, {tokens} rows, scales of {'blocks' if blocked else 'rows'}{', packed' if packed else ''}",
+            partial(make, sizes=sizes[:1] if name == "weight" else sizes, blocked=blocked, packed=packed),
+            sms=1,
+        )
+        for tokens, sizes in ((16, [9, 5]), (64, [33, 20]))
+        for blocked in (False, True)
+        for packed in (False, True)
+    ]
+
+
 _CASES: dict[str, Callable[[], list[Case]]] = {
     "grouped_gemm": _grouped_gemm,
     "grouped_swiglu": _grouped_swiglu,
     "grouped_gemm_wgrad_": _grouped_gemm_wgrad,
     "fp8_gemm": lambda: _fp8("b", [([192], 0, 120, 830), ([192], 0, 248, 600)], experts=False),
     "grouped_gemm_fp8": lambda: _fp8("b", [([129, 0, 70], 67, 120, 830), ([129, 0, 70], 67, 248, 600)]),
-    "grouped_swiglu_fp8": lambda: _fp8("gate_up", [([129, 0, 70], 67, 240, 600)]),
+    "grouped_swiglu_fp8": lambda: _fp8("gate_up", [([129, 0, 70], 67, 240, 600)]) + _fp8_weights("gate_up"),
+    "fp8_linear": lambda: _fp8_weights("weight"),
 }
 
 

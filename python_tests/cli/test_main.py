@@ -66,16 +66,16 @@ def test_check_passes_and_fails(monkeypatch):
 def test_check_on_a_simulated_gpu(monkeypatch):
     spec = next(spec for spec in all_specs() if spec.name == "quantize_fp8")
     few = dataclasses.replace(spec, cases=lambda: spec.cases()[:3])
-    unported = next(spec for spec in all_specs() if spec.name == "fp8_linear")
+    unported = next(spec for spec in all_specs() if spec.name == "nf4_linear")
     monkeypatch.setattr(common, "all_specs", lambda: iter([few, unported]))
     result = run("check", "--simulate", "--seeds", "2")
     assert result.exit_code == 0
     for setting in SETTINGS:
         assert setting in result.output
-    assert "not simulated: fp8_linear has no CUDA kernel" in result.output
-    result = run("check", "fp8_linear", "--simulate")
+    assert "not simulated: nf4_linear has no CUDA kernel" in result.output
+    result = run("check", "nf4_linear", "--simulate")
     assert result.exit_code == 2
-    assert "--simulate: fp8_linear: runs on the CPU only" in result.output
+    assert "--simulate: nf4_linear: runs on the CPU only" in result.output
     failing = dataclasses.replace(few, compare=lambda *_: [Comparison(False, "made to fail", 1.0, 2.0)])
     monkeypatch.setattr(common, "all_specs", lambda: iter([failing]))
     result = run("check", "--simulate")
@@ -89,19 +89,19 @@ def test_mutants_of_an_op(monkeypatch):
     few = dataclasses.replace(
         spec, cases=lambda: [case for case in spec.cases() if case.label == "129x257 tensor bfloat16"]
     )
-    others = [spec for spec in all_specs() if spec.name in ("fp8_linear", "moe")]
+    others = [spec for spec in all_specs() if spec.name in ("nf4_linear", "moe")]
     monkeypatch.setattr(common, "all_specs", lambda: iter([few, *others]))
     result = run("check", "--simulate", "--mutate")
     assert result.exit_code == 0
     assert "quantize_fp8: 6 mutants, 4 caught, 2 harmless, 0 survived without an explanation" in result.output
     assert "survived, harmless: the next launch of the stream begins later" in " ".join(result.output.split())
     assert "finding: quantize_fp8: data race on shared address" in result.output
-    assert "fp8_linear: not simulated: fp8_linear has no CUDA kernel" in result.output
+    assert "nf4_linear: not simulated: nf4_linear has no CUDA kernel" in result.output
     assert "moe: composed of other ops" in result.output
 
-    result = run("check", "fp8_linear", "--simulate", "--mutate")
+    result = run("check", "nf4_linear", "--simulate", "--mutate")
     assert result.exit_code == 2
-    assert "--mutate: fp8_linear: runs on the CPU only" in result.output
+    assert "--mutate: nf4_linear: runs on the CPU only" in result.output
 
     monkeypatch.setattr(harmless.judge, "__defaults__", ((),))
     result = run("check", "quantize_fp8", "--simulate", "--mutate")
@@ -145,9 +145,9 @@ def test_counters_of_each_launch(monkeypatch):
 
 
 def test_counters_of_an_op_without_kernels():
-    result = run("counters", "fp8_linear")
+    result = run("counters", "nf4_linear")
     assert result.exit_code == 1
-    assert "hunyuan-kernels: fp8_linear: runs on the CPU only" in result.output
+    assert "hunyuan-kernels: nf4_linear: runs on the CPU only" in result.output
 
 
 @pytest.mark.parametrize("name", ["quantize", "nothing"])

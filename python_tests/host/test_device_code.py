@@ -130,3 +130,23 @@ def test_main_loops_of_the_fp8_gemm() -> None:
         additions = sum(bool(re.search(r"\b(FADD|FFMA)\b", line)) for line in body)
         assert additions == 16 * products, f"{name}: {additions}"
         assert not any(re.search(r"\b(LDL|STL|STG)\b", line) for line in body), name
+
+
+@pytest.mark.skipif("fp8_gemm_weight_only" not in stems(), reason="this build has no device code: no nvcc was found")
+def test_main_loops_of_weight_only_fp8() -> None:
+    """For each 128 x 128 weights a thread expands 64 and has 8 tensor core instructions: 128 conversions, as many bytes
+    as weights read from shared memory (packed: 16 at a time), one addition to each sum where scales vary along K."""
+    kernels = disassemble("fp8_gemm_weight_only")
+    assert kernels
+    for name, lines in kernels.items():
+        parts, tokens = 2 if "swiglu" in name else 1, 16 if "_16" in name else 64
+        with_products = [loop for loop in loops(lines) if sum("HGMMA" in line for line in loop) == 8 * parts]
+        body = min(with_products, key=len, default=None)
+        assert body is not None, f"{name} has no loop of {8 * parts} HGMMA"
+        assert all(f"64x{tokens}x16" in line for line in body if "HGMMA" in line), name
+        conversions = {"UNPACK_B": 32, "HADD2.F32": 64, "PACK_AB": 32}
+        loads = {"LDS.128": 4, "LDS.U16": 0} if "packed" in name else {"LDS.128": 0, "LDS.U16": 32}
+        sums = {"FFMA": tokens // 2 if "blocks" in name else 0}
+        for text, count in (conversions | loads | sums).items():
+            assert sum(text in line for line in body) == count * parts, f"{name}: {text}"
+        assert not any(re.search(r"\b(LDL|STL|STG)\b", line) for line in body), name

@@ -327,10 +327,7 @@ TWO = torch.ones(2)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda: hk.grouped_gemm_fp8(A.bfloat16(), B, GROUPS, None, TWO),
-            r"^grouped_gemm_fp8: a has dtype bfloat16; on a GPU: float8_e4m3fn. Quantize it",
-        ),
+        (lambda: hk.fp8_gemm(A.bfloat16(), B[0], ONE, ONE), "^fp8_gemm: a has dtype bfloat16; allowed: float8_e4m3fn"),
         (lambda: hk.fp8_gemm(A.to(torch.float8_e5m2), B[0], ONE, ONE), "^fp8_gemm: a has dtype float8_e5m2; allowed"),
         (lambda: hk.fp8_gemm(A, B[0].to(torch.float8_e4m3fnuz), ONE, ONE), "^fp8_gemm: b has dtype float8_e4m3fnuz"),
         (lambda: hk.fp8_gemm(A, B, ONE, ONE), r"^fp8_gemm: b has shape \[2, 8, 200\]; 2 dimensions are required"),

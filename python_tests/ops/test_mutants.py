@@ -34,7 +34,8 @@ OPS = {
     "grouped_gemm_wgrad_": r".*",
     "fp8_gemm": r"N 120, .* blocks, torch.bfloat16",
     "grouped_gemm_fp8": r"N 248, .* rows, torch.bfloat16",
-    "grouped_swiglu_fp8": r".* blocks, torch.float8_e4m3fn",
+    "grouped_swiglu_fp8": r".* blocks, torch.float8_e4m3fn|weights alone, 64 rows, scales of blocks, packed",
+    "fp8_linear": r"weights alone, 16 rows, scales of rows",
 }
 # What only autograd runs: the gradient of the weights as a result, where the op adds to one. Kernel and instruction.
 WITHOUT_CASES = r"grouped_gemm_wgrad_bfloat16 .*|grouped_gemm_wgrad_float32 cp\.async\.bulk\.tensor\.3d\.global.*"

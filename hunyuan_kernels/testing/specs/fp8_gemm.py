@@ -376,8 +376,8 @@ def _sample_swiglu(arguments: Arguments, got: Any) -> tuple[Arguments, Any]:
 
 
 def _on_cuda(arguments: Arguments) -> bool:
-    """The kernels multiply e4m3 with e4m3."""
-    return arguments["a"].dtype == E4M3
+    """Activations in e4m3; or, of results that are not quantized, in bf16."""
+    return arguments["a"].dtype == E4M3 or (arguments["a"].dtype == torch.bfloat16 and arguments["out_dtype"] in FLOATS)
 
 
 def _plan(name: str) -> Callable[[Arguments, int], object]:
@@ -387,10 +387,12 @@ def _plan(name: str) -> Callable[[Arguments, int], object]:
         a, weights = arguments["a"], arguments[name]
         *experts, columns, depth = weights.shape
         a_scale, b_scale = arguments["a_scale"], arguments["b_scale"]
-        in_blocks = depth > 128 and (a_scale.dim() == 2 or b_scale.dim() > len(experts) + 1)
+        b_in_blocks = depth > 128 and b_scale.dim() > len(experts) + 1
         options = {"experts": experts[0] if experts else None, "rows": a.shape[0], "columns": columns, "depth": depth}
-        out = plans.DType[dtype_name(arguments["out_dtype"])]
-        return plans.fp8_gemm(**options, swiglu=name == "gate_up", in_blocks=in_blocks, out=out, sms=sms)
+        options |= {"swiglu": name == "gate_up", "out": plans.DType[dtype_name(arguments["out_dtype"])], "sms": sms}
+        if a_scale is None:
+            return plans.fp8_weight_only(**options, in_blocks=b_in_blocks)
+        return plans.fp8_gemm(**options, in_blocks=b_in_blocks or (depth > 128 and a_scale.dim() == 2))
 
     return plan
 

@@ -77,6 +77,15 @@ def _dequantize_and_apply(dtype: torch.dtype) -> Callable[..., Tensor]:
     return baseline
 
 
+def _plan(arguments: Arguments, sms: int) -> object:
+    from hunyuan_kernels._C import plans  # not part of what ops need
+
+    columns, depth = arguments["weight"].shape
+    in_blocks = depth > 128 and arguments["weight_scale"].dim() == 2
+    rows = arguments["x"].numel() // max(1, depth)
+    return plans.fp8_weight_only(rows=rows, columns=columns, depth=depth, in_blocks=in_blocks, sms=sms)
+
+
 SPECS = [
     OpSpec(
         name="fp8_linear",
@@ -92,5 +101,7 @@ SPECS = [
             "F.linear in fp32": _dequantize_and_apply(torch.float32),
         },
         sample=partial(sample_dense, "weight", "weight_scale"),
+        on_cuda=lambda arguments: arguments["x"].dtype == torch.bfloat16,
+        plan=_plan,
     ),
 ]
