@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "common/float_environment.h"
+#include "common/huge_pages.h"
 #include "common/integer_math.h"
 
 namespace hunyuan_kernels {
@@ -155,7 +156,10 @@ Tensor empty_activation_scale(int64_t batch, int64_t rows, int64_t blocks, const
 }
 
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
-  return torch::stable::new_empty(like, std::vector<int64_t>(sizes), dtype);
+  Tensor tensor = torch::stable::new_empty(like, std::vector<int64_t>(sizes), dtype);
+  if (tensor.is_cpu())
+    prefer_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+  return tensor;
 }
 
 }  // namespace hunyuan_kernels

@@ -78,7 +78,7 @@ class Run {
   void pack_chunk(const RowBlock& block, int64_t chunk) const;
   void pack_dot_rows(const RowBlock& block) const;
   void tile(const RowBlock& block, int64_t panel) const;
-  void panel_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
+  void panel_tile(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
   void packed_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
   void dot_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
   void pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, uint32_t* panel) const;
@@ -256,9 +256,10 @@ void Run::pack_columns(const GemmGroup& group, int64_t column, int64_t columns, 
   }
 }
 
-void Run::panel_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const {
+void Run::panel_tile(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const {
   const GemmBlockScales* scales = problem_.block_scales;
   const GemmGroup& group = problem_.groups[block.group];
+  const bool one_block = group.depth <= k_block_;  // its sums stay in L1
   for (int64_t k = 0; k < group.depth; k += k_block_) {
     const int64_t depth = std::min(k_block_, group.depth - k);
     pack_columns(group, column, columns, k, scratch.panel);
@@ -269,10 +270,13 @@ void Run::panel_sums(const RowBlock& block, int64_t column, int64_t columns, Scr
     const GemmPrefetch next = next_block(group, column, k);
     for (int64_t chunk = 0; chunk < block.chunks; ++chunk) {
       const int64_t row = block.chunk_row(chunk);
+      const int64_t rows = block.chunk_rows(chunk);
+      float* sums = scratch.sums + (one_block ? 0 : row * width_);
       scheme_.multiply(slab_ + block.packed + panel_offset(block, chunk, k, depth), scratch.panel, steps(depth),
-                       static_cast<int>(block.chunk_rows(chunk)), scratch.sums + row * width_, width_, k != 0,
-                       scales ? scratch.row_scales + row : nullptr, scratch.column_scales,
-                       chunk == 0 && next.first ? &next : nullptr);
+                       static_cast<int>(rows), sums, width_, k != 0, scales ? scratch.row_scales + row : nullptr,
+                       scratch.column_scales, chunk == 0 && next.first ? &next : nullptr);
+      // Stored from L1, and while the next chunk is multiplied: the lines of the result lie far apart.
+      if (k + depth == group.depth) epilogue_({block.group, block.row + row, rows, column, columns, width_, sums});
     }
   }
 }
@@ -356,7 +360,7 @@ void Run::tile(const RowBlock& block, int64_t panel) const {
   else if (block.dot)
     dot_sums(block, column, columns, *scratch);
   else
-    panel_sums(block, column, columns, *scratch);
+    return panel_tile(block, column, columns, *scratch);
   epilogue_({block.group, block.row, block.rows, column, columns, width_, scratch->sums});
 }
 
