@@ -3,7 +3,7 @@
 from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.fp8_gemm import fp8_gemm, fp8_linear, grouped_gemm_fp8, grouped_swiglu_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_gemm_wgrad_, grouped_swiglu
-from hunyuan_kernels.ops.moe import Experts, Fp8Experts, SharedExpert, expert_mlp, moe
+from hunyuan_kernels.ops.moe import Experts, Fp8Experts, Nf4Experts, SharedExpert, expert_mlp, moe
 from hunyuan_kernels.ops.nf4_gemm import (
     Nf4Weights,
     grouped_gemm_nf4,
@@ -19,6 +19,7 @@ from hunyuan_kernels.ops.swiglu import swiglu
 __all__ = [
     "Experts",
     "Fp8Experts",
+    "Nf4Experts",
     "Nf4Weights",
     "Routing",
     "SharedExpert",

@@ -10,6 +10,7 @@ from hunyuan_kernels._autocast import to_autocast
 from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.fp8_gemm import grouped_gemm_fp8, grouped_swiglu_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_swiglu
+from hunyuan_kernels.ops.nf4_gemm import Nf4Weights, grouped_gemm_nf4, grouped_swiglu_nf4
 from hunyuan_kernels.ops.quantize import quantize_fp8
 from hunyuan_kernels.ops.routing import Routing, route
 
@@ -44,11 +45,24 @@ class Fp8Experts(NamedTuple):
     intermediate_scale: Tensor | None = None
 
 
+class Nf4Experts(NamedTuple):
+    """Weights of E SwiGLU experts in NF4, from :func:`quantize_nf4`: ``gate_up`` [E, 2I, H] and ``down`` [E, H, I].
+
+    For inference on a CPU, with bf16 or fp32 activations. H and I are multiples of 64.
+    """
+
+    gate_up: Nf4Weights
+    down: Nf4Weights
+
+
 class SharedExpert(NamedTuple):
     """Weights of the SwiGLU expert that every token passes: ``gate_up`` [2I, H] and ``down`` [H, I]."""
 
     gate_up: Tensor
     down: Tensor
+
+
+AnyExperts = Experts | Fp8Experts | Nf4Experts | tuple[Tensor, Tensor]
 
 
 def _one_group(rows: int, like: Tensor) -> Tensor:
@@ -107,7 +121,7 @@ def _check_fp8_experts(experts: Fp8Experts, name: str = "experts") -> None:
 def moe(
     x: Tensor,
     gate: Tensor,
-    experts: Experts | Fp8Experts | tuple[Tensor, Tensor],
+    experts: AnyExperts,
     shared: SharedExpert | Fp8Experts | tuple[Tensor, Tensor] | None = None,
     *,
     top_k: int = 1,
@@ -126,14 +140,16 @@ def moe(
 
     as in ``HunYuanMoE`` of Tencent's released modeling code. The shared expert is not weighted. A token whose
     assignment was dropped gets the shared expert and the residual only. Composed of :func:`route`, :func:`dispatch`,
-    :func:`grouped_swiglu`, :func:`grouped_gemm` and :func:`combine` (their FP8 forms for :class:`Fp8Experts`), so it
+    :func:`grouped_swiglu`, :func:`grouped_gemm` and :func:`combine` (their FP8 forms for :class:`Fp8Experts`, NF4 for
+    :class:`Nf4Experts`), so it
     is differentiable where they are, and compiles with ``torch.compile(fullgraph=True)``. Under autocast the experts
     compute in bfloat16, the router in the dtype of ``gate``.
 
     Args:
         x: ``[..., H]`` bf16 or fp32, the layer's input.
         gate: ``[E, H]`` router weight. The logits are computed in its dtype: fp32 in Tencent's code.
-        experts: ``(gate_up [E, 2I, H], down [E, H, I])`` in the dtype of ``x``, or :class:`Fp8Experts`.
+        experts: ``(gate_up [E, 2I, H], down [E, H, I])`` in the dtype of ``x``, :class:`Fp8Experts` or
+            :class:`Nf4Experts`.
         shared: ``(gate_up [2J, H], down [H, J])`` of the shared expert, in the dtype of ``x``, or :class:`Fp8Experts`
             of one expert (``[1, 2J, H]`` and ``[1, H, J]``).
         top_k, capacity, overflow, seed, renormalize, num_tokens: as :func:`route` takes them; ``capacity`` in tokens
@@ -176,7 +192,7 @@ def moe(
     return (out, logits, routing) if return_routing else out
 
 
-def expert_mlp(x: Tensor, routing: Routing, experts: Experts | Fp8Experts | tuple[Tensor, Tensor]) -> Tensor:
+def expert_mlp(x: Tensor, routing: Routing, experts: AnyExperts) -> Tensor:
     """The routed experts alone: ``[T, H]`` tokens to ``[S, H]`` expert outputs, ready for :func:`combine`.
 
     For a router of someone else's: ``combine(expert_mlp(x, r, experts), r)`` with ``r = routing_from_ids(...)``.
@@ -184,6 +200,9 @@ def expert_mlp(x: Tensor, routing: Routing, experts: Experts | Fp8Experts | tupl
     if isinstance(experts, Fp8Experts):
         _check_fp8_experts(experts)
         return _fp8_experts(x, routing, routing.expert_offsets, experts)
+    if isinstance(experts, Nf4Experts):
+        hidden = grouped_swiglu_nf4(dispatch(x, routing), experts.gate_up, routing.expert_offsets)
+        return grouped_gemm_nf4(hidden, experts.down, routing.expert_offsets)
     gate_up, down = experts
     hidden = grouped_swiglu(dispatch(x, routing), gate_up, routing.expert_offsets)
     return grouped_gemm(hidden, down, routing.expert_offsets)

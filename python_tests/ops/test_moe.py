@@ -125,6 +125,35 @@ def test_autocast_of_fp8_experts():
     torch.testing.assert_close(got.float(), hk.moe(x, gate, fp8), rtol=3e-2, atol=3e-2)
 
 
+def make_nf4(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, gate = torch.randn(30, 128, generator=generator).to(dtype), torch.randn(4, 128, generator=generator)
+    gate_up, down = torch.randn(4, 128, 128, generator=generator), torch.randn(4, 128, 64, generator=generator)
+    return x, gate, hk.Nf4Experts(hk.quantize_nf4(gate_up / 128**0.5), hk.quantize_nf4(down / 64**0.5))
+
+
+def test_nf4_experts():
+    """The layer is its parts bit for bit; autocast casts the tokens; gradients are refused by the op that has none."""
+    x, gate, experts = make_nf4(torch.bfloat16)
+    y, _, routing = hk.moe(x, gate, experts, return_routing=True)
+    hidden = hk.grouped_swiglu_nf4(hk.dispatch(x, routing), experts.gate_up, routing.expert_offsets)
+    parts = hk.combine(hk.grouped_gemm_nf4(hidden, experts.down, routing.expert_offsets), routing)
+    assert torch.equal(y, parts)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(hk.moe(x.float(), gate, experts), y)
+    with pytest.raises(RuntimeError, match=r"grouped_(gemm|swiglu)_nf4: an input requires a gradient"):
+        hk.moe(x.float().requires_grad_(), gate, experts).sum().backward()
+    swapped = hk.Nf4Experts(experts.down, experts.gate_up)
+    with pytest.raises(RuntimeError, match="grouped_swiglu_nf4: "):
+        hk.moe(x, gate, swapped)
+
+
+def test_nf4_experts_compile_as_one_graph():
+    x, gate, experts = make_nf4(torch.float32)
+    layer = torch.compile(lambda x: hk.moe(x, gate, experts, capacity=12, seed=3), fullgraph=True, backend="aot_eager")
+    assert torch.equal(layer(x), hk.moe(x, gate, experts, capacity=12, seed=3))
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("options", [{"capacity": 12, "seed": 3}, {"top_k": 3}], ids=str)
 def test_compiles_as_one_graph(options, backend):

@@ -11,6 +11,7 @@ from torch import Tensor
 import hunyuan_kernels as hk
 from hunyuan_kernels.reference import dispatch as dispatch_reference
 from hunyuan_kernels.reference import fp8_gemm as fp8_reference
+from hunyuan_kernels.reference import nf4_gemm as nf4_reference
 from hunyuan_kernels.reference import routing as routing_reference
 from hunyuan_kernels.reference.moe import moe_from_routing
 from hunyuan_kernels.reference.quantize import quantize_fp8
@@ -31,7 +32,7 @@ def make_layer(
     hidden: int,
     intermediate: int,
     dtype: torch.dtype,
-    fp8: str | None,
+    quantized: str | None,
     dense: tuple[str, ...],
     options: Arguments,
     seed: int,
@@ -46,7 +47,7 @@ def make_layer(
     arguments: Arguments = {
         "x": x,
         "gate": torch.randn(experts, hidden, generator=generator) / hidden**0.5,
-        "experts": hk.Experts(gate_up, down) if fp8 is None else _quantized(gate_up, down, fp8),
+        "experts": hk.Experts(gate_up, down) if quantized is None else _quantized(gate_up, down, quantized),
         **options,
     }
     if "shared" in dense:
@@ -58,8 +59,10 @@ def make_layer(
     return arguments
 
 
-def _quantized(gate_up: Tensor, down: Tensor, activations: str) -> hk.Fp8Experts:
-    """Scales as published (gate and up apart), or blocks with fresh activation scales."""
+def _quantized(gate_up: Tensor, down: Tensor, activations: str) -> hk.Fp8Experts | hk.Nf4Experts:
+    """NF4 for "NF4", or FP8: scales as published (gate and up apart), or blocks with fresh activation scales."""
+    if activations == "NF4":
+        return hk.Nf4Experts(hk.quantize_nf4(gate_up), hk.quantize_nf4(down))
     experts, rows, hidden = gate_up.shape
     recipe = "block_128x128" if activations == "block_1x128" else "tensor"
     q, scale = hk.quantize_fp8(gate_up.reshape(experts * 2, rows // 2, hidden), recipe)
@@ -101,6 +104,8 @@ def _cases() -> list[Case]:
             for fp8 in ("none", "static", "block_1x128") if dtype == torch.bfloat16 else ():
                 make = partial(make_layer, tokens, experts, 200, 130, dtype, fp8, (), options)
                 cases.append(Case(f"{name}, FP8 experts, activations {fp8}", make))
+            make = partial(make_layer, tokens, experts, 128, 64, dtype, "NF4", (), options)
+            cases.append(Case(f"{name}, NF4 experts", make))
     return cases
 
 
@@ -118,6 +123,8 @@ def _route(arguments: Arguments) -> hk.Routing:
 def _exact_operands(arguments: Arguments) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The routed experts' input and weights in fp64: what FP8 operands stand for."""
     x, experts = arguments["x"], arguments["experts"]
+    if isinstance(experts, hk.Nf4Experts):
+        return x.double(), (nf4_reference.dequantize_nf4(experts.gate_up), nf4_reference.dequantize_nf4(experts.down))
     if not isinstance(experts, hk.Fp8Experts):
         return x.double(), (experts.gate_up.double(), experts.down.double())
     gate_up = fp8_reference.dequantize_weights(experts.gate_up, experts.gate_up_scale, halves=True)
@@ -293,19 +300,24 @@ _BENCH: dict[str | None, list[tuple[str, int, int, int, int, Arguments]]] = {
 def _bench_cases(preset: str | None) -> list[Case]:
     return [
         Case(
-            f"{label}, H {hidden}, I {intermediate}, {'bfloat16' if fp8 is None else f'FP8 ({fp8})'}",
-            partial(make_layer, tokens, experts, hidden, intermediate, torch.bfloat16, fp8, (), options),
+            f"{label}, H {hidden}, I {intermediate}, {name}",
+            partial(make_layer, tokens, experts, hidden, intermediate, torch.bfloat16, quantized, (), options),
         )
         for label, tokens, experts, hidden, intermediate, options in _BENCH[preset]
-        for fp8 in (None, "block_1x128")
+        for name, quantized in (("bfloat16", None), ("FP8 (block_1x128)", "block_1x128"), ("NF4", "NF4"))
     ]
 
 
 def _work(arguments: Arguments) -> Work:
     x, gate, experts = arguments["x"], arguments["gate"], arguments["experts"]
     routing = _route(arguments)
-    one_expert = experts.gate_up[0].numel() + experts.down[0].numel()
-    used = int((routing.expert_offsets.diff() > 0).sum()) * one_expert * experts.down.element_size()
+    if isinstance(experts, hk.Nf4Experts):
+        one_expert = sum(blocks[0].numel() // 528 * 16 * 64 for blocks, _ in experts)
+        size = sum(tensor[0].nbytes for weights in experts for tensor in weights)
+    else:
+        one_expert = experts.gate_up[0].numel() + experts.down[0].numel()
+        size = one_expert * experts.down.element_size()
+    used = int((routing.expert_offsets.diff() > 0).sum()) * size
     rows = int(routing.expert_offsets[-1])
     flops = 2.0 * rows * one_expert + 2.0 * gate.shape[0] * x.numel()
     return Work(flops=flops, bytes=used + 2.0 * x.numel() * x.element_size() + gate.numel() * gate.element_size())
@@ -315,8 +327,8 @@ def _layer(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Index-based gating, ``multiply`` over the experts' rows, index_add."""
 
     def baseline(x: Tensor, gate: Tensor, experts: Any, *, top_k: int = 1, **options: Any) -> Tensor:
-        if isinstance(experts, hk.Fp8Experts):
-            raise NotImplementedError("PyTorch has no FP8 experts on the CPU")
+        if not isinstance(experts, hk.Experts):
+            raise NotImplementedError("PyTorch has no FP8 or NF4 experts on the CPU")
         order, weights, offsets = _index_based_rows(F.linear(x.to(gate.dtype), gate), top_k, options)
         rows = x.index_select(0, order % max(1, x.shape[0]))
         gate_part, up_part = multiply(rows, experts.gate_up, offsets).chunk(2, dim=1)
@@ -328,7 +340,7 @@ def _layer(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _on_cuda(arguments: Arguments) -> bool:
-    return arguments["x"].dtype == torch.bfloat16
+    return arguments["x"].dtype == torch.bfloat16 and not isinstance(arguments["experts"], hk.Nf4Experts)
 
 
 SPECS = [
