@@ -164,8 +164,8 @@ class Warp {
   // Per-thread asynchronous copy groups (see async_copy.cpp).
   uint32_t cp_async_group[kWarpSize] = {};
   uint32_t bulk_group[kWarpSize] = {};
-  uint64_t cluster_token = 0;
-  uint32_t cluster_arrived = 0;  // lanes that arrived and did not wait yet
+  uint64_t cluster_token[kWarpSize] = {};  // generation of the cluster's barrier that the lane arrived at
+  uint32_t cluster_arrived = 0;            // lanes that arrived and did not wait yet
 
   // Runs up to `budget` instructions; returns how many were issued.
   uint32_t run(uint32_t budget);

@@ -87,7 +87,7 @@ ExecStatus exec_cluster_arrive(Warp& warp, const Instr& instr, uint32_t mask) {
     warp.fail(instr, first_lane(warp.cluster_arrived & mask),
               "barrier.cluster.arrive twice without barrier.cluster.wait");
   warp.cluster_arrived |= mask;
-  warp.cluster_token = cluster.generation;
+  for (int lane : Lanes(mask)) warp.cluster_token[lane] = cluster.generation;
   cluster.arrived_lanes += __builtin_popcount(mask);
   race_release(warp, cluster.arrivals, instr.flags & kRelaxedArrive);
   cluster.check_barrier();
@@ -104,7 +104,8 @@ ExecStatus exec_cluster_wait(Warp& warp, const Instr& instr, uint32_t mask) {
     f.token = 0;
     ++warp.launch->counters.cluster_barrier_waits;
   }
-  if (warp.cta->cluster->generation == warp.cluster_token) return ExecStatus::Blocked;
+  for (int lane : Lanes(mask))
+    if (warp.cta->cluster->generation == warp.cluster_token[lane]) return ExecStatus::Blocked;
   warp.cluster_arrived &= ~mask;
   race_acquire(warp, warp.cta->cluster->completed);
   warp.launch->progress();

@@ -99,10 +99,9 @@ void Warp::exit_lanes(uint32_t mask) {
   live_mask &= ~mask;
   Fragment& f = fragments[current];
   f.mask &= ~mask;
-  if (uint32_t arrived_and_gone = cluster_arrived & mask) {
-    if (cluster_token == cta->cluster->generation) cta->cluster->arrived_lanes -= __builtin_popcount(arrived_and_gone);
-    cluster_arrived &= ~mask;
-  }
+  for (int lane : Lanes(cluster_arrived & mask))
+    if (cluster_token[lane] == cta->cluster->generation) --cta->cluster->arrived_lanes;
+  cluster_arrived &= ~mask;
   cta->cluster->live_lanes -= __builtin_popcount(mask);
   launch->progress();
   if (live_mask == 0) {

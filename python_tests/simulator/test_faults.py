@@ -141,6 +141,13 @@ def test_correct_kernel_passes(family, split_warps):
         assert reports[-1].kernel == FAMILIES[family].kernel
 
 
+def test_lanes_of_a_warp_pass_cluster_barriers_apart():
+    module = simulator.Module(planted.source("cluster").replace(".aligned;", ";"))
+    for seed in range(SEEDS):
+        result, _ = FAMILIES["cluster"].run(device(seed, split_warps=True), module)
+        assert torch.equal(result, FAMILIES["cluster"].want())
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("family", "fault"), CASES)
 def test_fault_is_named(family, fault, seed):
