@@ -1,6 +1,5 @@
 """CUDA kernels of the stem grouped_gemm, simulated: shapes that reuse stages and slices, wrong offsets, layouts."""
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -226,7 +225,12 @@ def test_hostile_offsets_stay_in_bounds(values: list[int], rows: int, few: bool)
     hostile, meant = torch.tensor(values, dtype=torch.int32), torch.tensor(ends, dtype=torch.int32)
     with hk.simulated_gpu(sms=1) as gpu:
         got = [
-            [hk.grouped_gemm(a, b, o), hk.grouped_swiglu(a, b, o), ops.grouped_gemm_wgrad(grad, a, o)]
+            [
+                hk.grouped_gemm(a, b, o),
+                hk.grouped_swiglu(a, b, o),
+                ops.grouped_gemm_dgrad(grad, b, o),
+                ops.grouped_gemm_wgrad(grad, a, o),
+            ]
             for o in (hostile, meant)
         ]
     assert gpu.findings == []
@@ -302,14 +306,24 @@ def test_offsets_may_be_strided():
         assert compare_exact("out", hk.grouped_gemm(arguments["a"], arguments["b"], offsets), want)
 
 
-def test_expert_strides_past_two_to_the_31():
-    stride, experts, rows, columns = 2**31 + 8, 2, 16, 40
-    storage = torch.empty(stride * (experts - 1) + rows * columns, dtype=torch.bfloat16)
-    b = storage.as_strided((experts, rows, columns), (stride, columns, 1))
-    small = make_arguments([2, 5], rows, columns, torch.bfloat16, 0)
+@pytest.mark.parametrize("few", [True, False])
+def test_expert_strides_past_two_to_the_31(few: bool):
+    """The second expert's weights lie past 2^31 elements, of memory that is never touched in between."""
+    stride, experts, lines, columns = 2**31 + 8, 2, 16, 40
+    storage = torch.empty(stride * (experts - 1) + lines * columns, dtype=torch.bfloat16)
+    b = storage.as_strided((experts, lines, columns), (stride, columns, 1))
+    small = make_arguments([2, 5] if few else [384, 384], lines, columns, torch.bfloat16, 0)
     b.copy_(small["b"])
-    with hk.simulated_gpu():
-        assert compare_exact("out", hk.grouped_gemm(**{**small, "b": b}), hk.grouped_gemm(**small))
+    a, offsets = small["a"], small["expert_offsets"]
+    grad = gradient_of(a, lines, a.shape[0])
+    with hk.simulated_gpu(sms=1) as gpu:
+        far, near = (
+            [hk.grouped_gemm(a, w, offsets), hk.grouped_swiglu(a, w, offsets), ops.grouped_gemm_dgrad(grad, w, offsets)]
+            for w in (b, small["b"])
+        )
+    assert all(("few_rows" in kernel) == few for kernel in kernels_of(gpu))
+    for x, y in zip(far, near, strict=True):
+        assert compare_exact("out", x, y)
 
 
 @pytest.mark.parametrize(
@@ -391,57 +405,82 @@ def test_bad_input(call: Any, message: str):
 
 # ---- counters -------------------------------------------------------------------------------------------------------
 
+#: Rows of each expert: for plans of many rows and of few.
 LOADS = {
-    "balanced": [256] * 4,
-    "Zipf": [400, 200, 133, 100, 80, 66, 57, 50],
-    "one expert": [0, 777, 0, 0],
+    "balanced": ([256] * 4, [1] * 8),
+    "Zipf": ([330, 165, 110, 82, 66, 55, 47, 41], [34, 17, 11, 8, 7, 6, 5, 4]),
+    "one expert": ([0, 777, 0, 0], [0, 0, 0, 90, 0, 0, 0, 0]),
 }
+#: Forms that multiply the rows of groups with matrices of weights, few or many.
+PRODUCTS = ["forward", "swiglu", "swiglu for training", "input gradient"]
+
+
+def run_product(form: str, sizes: list[int], columns: int, depth: int, sms: int) -> tuple[Any, int]:
+    """What the one launch counted, and the columns of its result. Of ``columns`` lines of weights SwiGLU makes half."""
+    a, b, offsets = make_arguments(sizes, columns, depth, torch.bfloat16, 0).values()
+    with hk.simulated_gpu(sms=sms, check_races=False, split_warps=False) as gpu:
+        if form == "forward":
+            hk.grouped_gemm(a, b, offsets)
+        elif form == "input gradient":
+            ops.grouped_gemm_dgrad(a, b.mT.contiguous(), offsets)
+        else:
+            hk.grouped_swiglu(a, b, offsets, return_preactivation=form != "swiglu")
+    (report,) = gpu.reports
+    return report, columns // 2 if "swiglu" in form else columns
 
 
 @pytest.mark.parametrize("load", LOADS)
-@pytest.mark.parametrize("columns", [264, 512])
-def test_work_is_what_the_shapes_demand(load: str, columns: int):
-    """Tensor core flops of whole warpgroups (64 rows) that have rows; bytes of whole tiles; no bank conflicts."""
-    sizes, depth = LOADS[load], 192
-    arguments = make_arguments(sizes, columns, depth, torch.bfloat16, 0)
-    with hk.simulated_gpu(sms=4, check_races=False, split_warps=False) as gpu:
-        hk.grouped_gemm(**arguments)
-    (report,) = gpu.reports
+@pytest.mark.parametrize(
+    ("form", "columns"), [(form, columns) for form in PRODUCTS for columns in (272 if "swiglu" in form else 264, 512)]
+)
+def test_work_is_what_the_shapes_demand(form: str, load: str, columns: int):
+    """Tensor core flops of whole warpgroups (64 rows) that have rows; bytes of whole tiles; no bank conflicts.
+
+    The results' last 64 columns are whole or 8: two or more chunks of 16 bytes that are no whole row of shared memory
+    conflict, in the rows that threads store.
+    """
+    sizes, depth = LOADS[load][0], 192
+    report, results = run_product(form, sizes, columns, depth, sms=1 if "swiglu" in form else 4)
+    assert "few_rows" not in report.kernel
     tile = 128 if "_128_" in report.kernel else 256
-    across = -(-columns // tile)
+    across = -(-results // (tile // 2)) if "swiglu" in form else -(-results // tile)
     halves, tiles = (sum(-(-size // rows) for size in sizes) for rows in (64, 128))
     assert sum(report.counters["mma_flops"].values()) == 2 * 64 * halves * tile * across * depth
     assert report.counters["tma_load_bytes"] == tiles * across * (128 + tile) * depth * 2
     assert all(access["extra_wavefronts"] == 0 for access in report.counters["shared"].values())
     # Rows leave once: by TMA in boxes of 64 rows that the group fills, otherwise by the threads.
-    whole = sum(size // 64 for size in sizes)
-    boxes = -(-columns // 64)
-    assert report.counters["tma_stores"] == whole * boxes
-    assert report.counters["global_store_bytes"] == sum(size % 64 for size in sizes) * columns * 2
+    whole, parts = sum(size // 64 for size in sizes), 3 if form == "swiglu for training" else 1
+    assert report.counters["tma_stores"] == whole * parts * -(-results // 64)
+    assert report.counters["global_store_bytes"] == sum(size % 64 for size in sizes) * parts * results * 2
 
 
-@pytest.mark.parametrize(("sizes", "tokens", "cluster"), [([1] * 8, 16, 1), ([1, 0, 3], 16, 2), ([40, 0, 70], 64, 2)])
-def test_work_for_few_rows(sizes: list[int], tokens: int, cluster: int):
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize(("form", "sms", "cluster"), [*((form, 24, 1) for form in PRODUCTS), ("forward", 132, 2)])
+def test_work_for_few_rows(form: str, load: str, sms: int, cluster: int):
     """Weights are loaded once for each tile of rows, whatever the cluster; no bank conflicts."""
-    columns, depth = 264, 2048
-    arguments = make_arguments(sizes, columns, depth, torch.bfloat16, 0)
-    with hk.simulated_gpu(sms=24, check_races=False, split_warps=False) as gpu:
-        hk.grouped_gemm(**arguments)
-    (report,) = gpu.reports
-    assert report.kernel == f"grouped_gemm_few_rows_{tokens}_bfloat16"
+    sizes, columns, depth = LOADS[load][1], 528, 2048
+    report, results = run_product(form, sizes, columns, depth, sms)
+    assert "few_rows" in report.kernel
+    tokens = 64 if "_64" in report.kernel else 16
     assert report.cluster == (cluster, 1, 1)
-    tiles = sum(-(-size // tokens) for size in sizes) * -(-columns // 128)
-    assert sum(report.counters["mma_flops"].values()) == tiles * 2 * 128 * tokens * depth
-    assert report.counters["tma_load_bytes"] == tiles * (128 + tokens) * depth * 2
-    assert report.counters["global_store_bytes"] == sum(sizes) * columns * 2
+    lines = 256 if "swiglu" in form else 128
+    tiles = sum(-(-size // tokens) for size in sizes) * -(-columns // lines)
+    assert sum(report.counters["mma_flops"].values()) == tiles * 2 * lines * tokens * depth
+    assert report.counters["tma_load_bytes"] == tiles * (lines + tokens) * depth * 2
+    parts = 3 if form == "swiglu for training" else 1
+    assert report.counters["global_store_bytes"] == sum(sizes) * parts * results * 2
     assert all(access["extra_wavefronts"] == 0 for access in report.counters["shared"].values())
 
 
-def test_weight_gradient_multiplies_only_what_has_rows():
-    sizes, columns, depth = [64, 17, 0, 100], 128, 256
+@pytest.mark.parametrize("load", LOADS)
+def test_weight_gradient_multiplies_only_what_has_rows(load: str):
+    sizes, columns, depth = [64, 17, 0, 100] if load == "balanced" else LOADS[load][0], 200, 300
     a, _, offsets = make_arguments(sizes, columns, depth, torch.bfloat16, 0).values()
     with hk.simulated_gpu(check_races=False, split_warps=False) as gpu:
         ops.grouped_gemm_wgrad(gradient_of(a, columns, sum(sizes)), a, offsets)
     (report,) = gpu.reports
-    steps = sum(-(-(end - start) // 16) for start, end in pairwise(offsets.tolist()))
-    assert sum(report.counters["mma_flops"].values()) == 2 * columns * depth * 16 * steps
+    tiles = -(-columns // 128) * -(-depth // 256)
+    steps, blocks = (sum(-(-size // rows) for size in sizes) for rows in (16, 64))
+    assert sum(report.counters["mma_flops"].values()) == tiles * 2 * 128 * 256 * 16 * steps
+    assert report.counters["tma_load_bytes"] == tiles * (128 + 256) * blocks * 64 * 2
+    assert all(access["extra_wavefronts"] == 0 for access in report.counters["shared"].values())
