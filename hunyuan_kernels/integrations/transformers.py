@@ -40,9 +40,8 @@ def prepack(model: nn.Module) -> int:
     packed already, and FP8 experts, stay as they are.
 
     Raises:
-        ValueError: the model has no experts of this interface, uses another implementation, or has intermediate columns
-            that are no multiple of 16.
-        RuntimeError: dtypes or sizes that :func:`hunyuan_kernels.prepack` refuses.
+        ValueError: the model has no experts of this interface, uses another implementation, has hidden or intermediate
+            columns that are no multiple of 16, or another dtype than bf16 and fp32. Nothing is changed then.
     """
     names = ("gate_up_proj", "down_proj")
     modules: list[Any] = list(model.modules())
@@ -55,10 +54,15 @@ def prepack(model: nn.Module) -> int:
             raise ValueError(f"{NAME}: the experts_implementation is {implementation!r}; set {NAME!r} before prepack")
     plain = [m for m in found if m.gate_up_proj.dim() == 3 and m.gate_up_proj.dtype != torch.float8_e4m3fn]
     for experts in plain:  # all are checked before the first one changes
-        if experts.gate_up_proj.shape[1] % 32:
+        kind, (rows, hidden) = type(experts).__name__, experts.gate_up_proj.shape[1:]
+        for columns, size in (("hidden", hidden), ("intermediate", rows // 2)):
+            if size % 16:
+                raise ValueError(
+                    f"{NAME}: {kind} has {size} {columns} columns; a multiple of 16 is required for prepack"
+                )
+        if experts.gate_up_proj.dtype not in (torch.bfloat16, torch.float32):
             raise ValueError(
-                f"{NAME}: {type(experts).__name__} has {experts.gate_up_proj.shape[1] // 2} intermediate columns; a "
-                "multiple of 16 is required for prepack"
+                f"{NAME}: {kind} has weights of {experts.gate_up_proj.dtype}; bfloat16 or float32 is required"
             )
     for experts in plain:
         for name in names:
@@ -95,7 +99,8 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
 
     _check(self)
     routing = hk.routing_from_ids(top_k_index, top_k_weights, self.num_experts)
-    if _is_silu(self.act_fn) and type(self)._apply_gate is _default_apply_gate:
+    # Models with a gating of their own need not have an act_fn.
+    if type(self)._apply_gate is _default_apply_gate and _is_silu(self.act_fn):
         y = hk.expert_mlp(hidden_states, routing, (self.gate_up_proj, self.down_proj))
     else:  # the model's own gating, between the two GEMMs
         rows = hk.dispatch(hidden_states, routing)
@@ -107,7 +112,8 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
 def fp8_experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """As :func:`experts_forward`, for transformers' ``FP8Experts``: e4m3 weights in blocks of 128 x 128 or per tensor.
 
-    Activations are quantized as they come (1 x 128) or, for the static scheme, with the largest of the stored scales.
+    Scales are float32 or e8m0. Activations are quantized as they come (1 x 128) or, for the static scheme, with the
+    largest of the stored scales.
     """
     _check(self)
     special = [name for name in ("gate_softcap", "swiglu_alpha", "limit") if getattr(self, name, None) is not None]
@@ -115,7 +121,8 @@ def fp8_experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, t
         raise ValueError(f"{NAME}: FP8 experts with {special[0] if special else self.act_fn}; plain SwiGLU is required")
     if self.gate_up_proj.dtype != torch.float8_e4m3fn:
         raise ValueError(f"{NAME}: FP8 experts have weights of {self.gate_up_proj.dtype}; float8_e4m3fn is required")
-    gate_up_scale, down_scale = self.gate_up_proj_scale_inv.detach(), self.down_proj_scale_inv.detach()
+    # float32 already, or powers of two in e8m0
+    gate_up_scale, down_scale = (s.detach().float() for s in (self.gate_up_proj_scale_inv, self.down_proj_scale_inv))
     if self.block_size is None:
         gate_up_scale, down_scale = gate_up_scale.flatten(1), down_scale.flatten()
     elif tuple(self.block_size) != (128, 128) or self.intermediate_dim % 128:
