@@ -35,14 +35,14 @@ int64_t checked_rows_used(const char* op, const Tensor& x, const Tensor& token_i
 Tensor checked_device_offsets(const char* op, const Tensor& expert_offsets, const Tensor& x) {
   check_same_device(op, "expert_offsets", expert_offsets, "x", x);
   check_offsets_shape(op, expert_offsets);
-  return torch::stable::contiguous(expert_offsets);
+  return as_contiguous(expert_offsets);
 }
 
 Tensor checked_token_ids(const char* op, const Tensor& token_ids, const char* other, const Tensor& like) {
   check_same_device(op, "token_ids", token_ids, other, like);
   check_dtype(op, "token_ids", token_ids, {ScalarType::Int});
   check_rank(op, "token_ids", token_ids, 1, "[S]");
-  return torch::stable::contiguous(token_ids);
+  return as_contiguous(token_ids);
 }
 
 Tensor checked_matrix(const char* op, const char* argument, const Tensor& tensor,
@@ -165,8 +165,8 @@ struct CombineInputs {
     check_same_device(op, "weights", weights_given, "y", y);
     check_dtype(op, "weights", weights_given, {ScalarType::Float});
     check_shape(op, "weights", weights_given, {tokens, top_k}, "[T, k]");
-    rows = torch::stable::contiguous(rows_given);
-    weights = torch::stable::contiguous(weights_given);
+    rows = as_contiguous(rows_given);
+    weights = as_contiguous(weights_given);
   }
 
   // On the CPU: row numbers within y.

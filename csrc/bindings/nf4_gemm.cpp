@@ -57,7 +57,7 @@ struct Nf4Argument {
       check_shape(op, scale_name, scale_given, {b.experts, b.rows}, "[E, N]");
     else
       check_shape(op, scale_name, scale_given, {b.rows}, "[N]");
-    scale = torch::stable::contiguous(scale_given);
+    scale = as_contiguous(scale_given);
   }
   cpu::ExpertWeights b;
   Tensor scale;

@@ -167,8 +167,8 @@ RoutingTuple routing_from_ids(Tensor ids_given, Tensor weights_given, int64_t nu
   check_num_tokens(op, num_tokens, "expert_ids", ids_given);
   cpu::RoutingSizes sizes = routing_sizes(op, tokens, top_k, num_experts, capacity);
 
-  const Tensor given = torch::stable::contiguous(ids_given);
-  const Tensor given_weights = torch::stable::contiguous(weights_given);
+  const Tensor given = as_contiguous(ids_given);
+  const Tensor given_weights = as_contiguous(weights_given);
   Result result(sizes, empty({tokens, top_k}, ScalarType::Int, given),
                 empty({tokens, top_k}, ScalarType::Float, given));
   if (DeviceCall call(op, given); call) {
@@ -212,8 +212,8 @@ Tensor route_backward(Tensor grad_weights_given, Tensor logits_given, Tensor exp
     check_shape(op, name, *tensor, {tokens, top_k}, "[T, k]");
   }
   check_num_tokens(op, num_tokens, "logits", logits);
-  const Tensor ids = torch::stable::contiguous(expert_ids), w = torch::stable::contiguous(weights);
-  const Tensor grad_weights = torch::stable::contiguous(grad_weights_given);
+  const Tensor ids = as_contiguous(expert_ids), w = as_contiguous(weights);
+  const Tensor grad_weights = as_contiguous(grad_weights_given);
   Tensor grad_logits = empty({tokens, logits.size(1)}, logits.scalar_type(), logits);
   if (DeviceCall call(op, logits); call) {
     if (tokens == 0) return grad_logits;
@@ -259,7 +259,7 @@ struct LossInputs {
     check_dtype(op, "demand", demand_given, {ScalarType::Int});
     check_shape(op, "demand", demand_given, {logits.size(1)}, "[E]");
     check(logits.size(0) < kInt32Limit, op, "logits", "has ", logits.size(0), " tokens; allowed: fewer than 2^31");
-    demand = torch::stable::contiguous(demand_given);
+    demand = as_contiguous(demand_given);
   }
 
   host::LossPlan plan(bool backward) const {

@@ -27,7 +27,7 @@ struct SwigluInputs {
     check_dtype(op, "expert_offsets", *offsets_given, {ScalarType::Int});
     check_rank(op, "expert_offsets", *offsets_given, 1, "[E + 1]");
     check(offsets_given->size(0) >= 1, op, "expert_offsets", "is empty; required: [E + 1]");
-    offsets = torch::stable::contiguous(*offsets_given);
+    offsets = as_contiguous(*offsets_given);
   }
 
   // On the CPU, where the values are checked.

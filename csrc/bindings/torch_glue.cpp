@@ -122,6 +122,10 @@ Tensor with_contiguous_rows(const Tensor& tensor) {
   return torch::stable::contiguous(tensor);
 }
 
+Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 int64_t row_alignment(const Tensor& matrix) {
   uint64_t bits = reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) | 256;
   if (matrix.size(0) > 1) bits |= static_cast<uint64_t>(matrix.stride(0) * matrix.element_size());
@@ -156,7 +160,21 @@ Tensor empty_activation_scale(int64_t batch, int64_t rows, int64_t blocks, const
 }
 
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
-  Tensor tensor = torch::stable::new_empty(like, std::vector<int64_t>(sizes), dtype);
+  // Not new_empty, which goes through the dispatcher: an op on a few rows takes microseconds.
+  constexpr size_t kMaxRank = 8;
+  check(sizes.size() <= kMaxRank, "empty", "sizes", "has ", sizes.size(), " dimensions; allowed: at most ", kMaxRank);
+  int64_t strides[kMaxRank], stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= maximum(1, sizes.begin()[d]);
+  }
+  const torch::stable::Device device = like.device();
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
+  Tensor tensor(handle);
   if (tensor.is_cpu())
     prefer_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * static_cast<int64_t>(tensor.element_size()));
   return tensor;

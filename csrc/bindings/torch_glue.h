@@ -41,6 +41,10 @@ void check_shape(const char* op, const char* argument, const Tensor& tensor, std
 // The tensor itself when its last dimension is contiguous (stride 1 or at most one element), else a contiguous copy.
 Tensor with_contiguous_rows(const Tensor& tensor);
 
+// The tensor itself when it is contiguous: even then torch::stable::contiguous goes through the dispatcher, half a
+// microsecond.
+Tensor as_contiguous(const Tensor& tensor);
+
 // The largest power of two, at most 256, that divides the address of every row (in bytes) of a matrix.
 int64_t row_alignment(const Tensor& matrix);
 
@@ -63,6 +67,7 @@ const Value* const_data(const Tensor& tensor) {
   return static_cast<const Value*>(tensor.const_data_ptr());
 }
 
+// Contiguous, on the device of `like`. Large ones on a CPU ask for huge pages.
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like);
 
 }  // namespace hunyuan_kernels

@@ -49,6 +49,22 @@ def test_gradients(tokens, top_k, capacity, padding, isa):
     torch.testing.assert_close(got_x, want_x, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("hidden", [4096, 4099], ids=["whole lines", "rows that end within lines"])
+def test_results_written_past_the_caches(hidden, isa):
+    """From 16 MiB on; rows within x that begin anywhere, and unused rows at the end."""
+    routing = routing_of(1100, 2, padding=30)
+    x = torch.randint(-(2**15), 2**15, (1100, hidden + 3), dtype=torch.int16).view(torch.bfloat16)[:, 3:]
+    with instruction_set(isa):
+        got = hk.dispatch(x, routing)
+    assert got.nbytes >= 2**24
+    used = int(routing.expert_offsets[-1])
+    assert used == 2 * 1070
+    want = x[routing.token_ids[:used].long()]
+    assert torch.equal(got[:used].view(torch.int16), want.contiguous().view(torch.int16))
+    assert not got[used:].view(torch.int16).any()
+
+
 def test_quantized_rows_and_strides():
     routing = routing_of(40, 1)
     base = torch.randn(80, 96)

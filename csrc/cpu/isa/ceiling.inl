@@ -38,16 +38,6 @@ uint32_t read_streams(const void* from, int64_t bytes) {
   return result;
 }
 
-HK_INLINE void store_past_caches(char* to, Words v) {
-#if defined(__AVX512F__)
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
-#elif defined(__AVX2__)
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)v);
-#else
-  store_as(to, v);
-#endif
-}
-
 void copy_past_caches(const void* from, void* to, int64_t bytes) {
   const char* source = static_cast<const char*>(from);
   char* target = static_cast<char*>(to);
@@ -55,9 +45,7 @@ void copy_past_caches(const void* from, void* to, int64_t bytes) {
     if (i % 64 == 0) __builtin_prefetch(source + i + 2048, 0, 2);
     store_past_caches(target + i, load_as<Words>(source + i));
   }
-#if defined(__AVX2__)
-  _mm_sfence();
-#endif
+  finish_stores_past_caches();
 }
 
 constexpr CeilingKernels ceiling_kernels = {

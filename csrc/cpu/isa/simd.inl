@@ -23,6 +23,23 @@ HK_INLINE void store_as(void* to, Vector v) {
   __builtin_memcpy(to, &v, sizeof(v));
 }
 
+// Stores a vector without bringing its line into the caches, where the set has such stores; `to` is aligned to the
+// vector. finish_...: before others may read what was stored.
+HK_INLINE void store_past_caches(char* to, Words v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)v);
+#else
+  store_as(to, v);
+#endif
+}
+HK_INLINE void finish_stores_past_caches() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 HK_INLINE Floats as_floats(Words v) { return (Floats)v; }
 HK_INLINE Words as_words(Floats v) { return (Words)v; }
 HK_INLINE Floats splat(float value) { return value - Floats{}; }  // x - 0 is x, also for -0: no instruction
