@@ -89,22 +89,23 @@ Tensor dispatch(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets, T
   return out;
 }
 
-// The e4m3 rows: under the scale that is given, or with fresh ones, which are put into `fresh`.
+// The e4m3 rows: under `scale`, or without one with fresh ones, which are put there.
 Tensor quantized_dispatch(const Tensor& x_given, const Tensor& token_ids_given, const Tensor& expert_offsets,
-                          const Tensor* given, std::optional<Tensor>* fresh) {
+                          std::optional<Tensor>& scale) {
   constexpr const char* op = "dispatch_fp8";
   const Tensor x = checked_matrix(op, "x", x_given, {ScalarType::Float, ScalarType::BFloat16}, "[T, H]");
   const Tensor token_ids = checked_token_ids(op, token_ids_given, "x", x);
   const DType dtype = to_dtype(x.scalar_type());
   const int64_t rows = token_ids.size(0), hidden = x.size(1);
   Tensor q = empty({rows, hidden}, ScalarType::Float8_e4m3fn, x);
+  const bool given = scale.has_value();
   if (given) {
-    check_same_device(op, "scale", *given, "x", x);
-    check_dtype(op, "scale", *given, {ScalarType::Float});
-    check(given->numel() == 1, op, "scale", "has shape ", shape_text(*given),
+    check_same_device(op, "scale", *scale, "x", x);
+    check_dtype(op, "scale", *scale, {ScalarType::Float});
+    check(scale->numel() == 1, op, "scale", "has shape ", shape_text(*scale),
           "; one element is required, or None for fresh scales of 1 x 128 blocks");
   } else {
-    *fresh = empty_activation_scale(-1, rows, ceil_div(hidden, 128), x);
+    scale = empty_activation_scale(-1, rows, ceil_div(hidden, 128), x);
   }
   if (DeviceCall call(op, x); call) {
     const Tensor offsets = checked_device_offsets(op, expert_offsets, x);
@@ -114,9 +115,9 @@ Tensor quantized_dispatch(const Tensor& x_given, const Tensor& token_ids_given, 
     a.rows_used = call.reads<int32_t>("expert_offsets", offsets) + offsets.size(0) - 1;
     a.q = call.writes<uint8_t>("q", q);
     if (given)
-      a.given_scale = call.reads<float>("scale", *given);
+      a.given_scale = call.reads<float>("scale", *scale);
     else
-      a.scale = call.writes<float>("scale", **fresh), a.scale_block_stride = (*fresh)->stride(1);
+      a.scale = call.writes<float>("scale", *scale), a.scale_block_stride = scale->stride(1);
     a.rows = rows, a.tokens = x.size(0), a.hidden = hidden;
     a.x_stride = x.stride(0);
     const host::RowMovementPlan plan =
@@ -134,21 +135,22 @@ Tensor quantized_dispatch(const Tensor& x_given, const Tensor& token_ids_given, 
   a.rows = rows;
   a.q = data<float8_e4m3fn>(q);
   if (given)
-    a.given_scale = const_data<float>(*given);
+    a.given_scale = const_data<float>(*scale);
   else
-    a.scale = data<float>(**fresh), a.scale_block_stride = (*fresh)->stride(1);
+    a.scale = data<float>(*scale), a.scale_block_stride = scale->stride(1);
   cpu::dispatch_fp8(a, torch_threads());
   return q;
 }
 
 std::tuple<Tensor, Tensor> dispatch_fp8(Tensor x, Tensor token_ids, Tensor expert_offsets) {
   std::optional<Tensor> scale;
-  Tensor q = quantized_dispatch(x, token_ids, expert_offsets, nullptr, &scale);
+  Tensor q = quantized_dispatch(x, token_ids, expert_offsets, scale);
   return {q, *scale};
 }
 
 Tensor dispatch_fp8_static(Tensor x, Tensor token_ids, Tensor expert_offsets, Tensor scale) {
-  return quantized_dispatch(x, token_ids, expert_offsets, &scale, nullptr);
+  std::optional<Tensor> given = scale;
+  return quantized_dispatch(x, token_ids, expert_offsets, given);
 }
 
 // What combine and its gradient share: y [S, H], rows [T, k], weights [T, k], token_ids [S].

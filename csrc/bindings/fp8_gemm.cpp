@@ -137,22 +137,20 @@ Tensor grouped_swiglu_fp8(const Tensor& a, const Tensor& gate_up, const Tensor& 
   return swiglu(op, in, checked_out_dtype(op, out_dtype));
 }
 
-// The e4m3 results: those in fp32, quantized with `given`, or in blocks of 1 x 128 whose scales are put into `fresh`.
+// The e4m3 results: those in fp32, quantized under `out_scale`, or without one in blocks of 1 x 128 whose scales are
+// put there.
 Tensor quantized_swiglu(const Tensor& a, const Tensor& gate_up, const Tensor& expert_offsets,
-                        const std::optional<Tensor>& a_scale, const Tensor& b_scale, const Tensor* given,
-                        std::optional<Tensor>* fresh) {
+                        const std::optional<Tensor>& a_scale, const Tensor& b_scale, std::optional<Tensor>& out_scale) {
   constexpr const char* op = "grouped_swiglu_fp8";
+  const bool given = out_scale.has_value();
   if (given) {
-    check_scale(op, "out_scale", *given, "a", a);
-    check(given->numel() == 1, op, "out_scale", "has shape ", shape_text(*given),
+    check_scale(op, "out_scale", *out_scale, "a", a);
+    check(out_scale->numel() == 1, op, "out_scale", "has shape ", shape_text(*out_scale),
           "; one element is required, or None for fresh scales of 1 x 128 blocks");
   }
-  if (DeviceCall call(op, a); call) {
-    std::optional<Tensor> given_scale;
-    if (given) given_scale = *given;
+  if (DeviceCall call(op, a); call)
     return device::multiply_fp8(op, call, true, a, "gate_up", gate_up, expert_offsets, a_scale, b_scale,
-                                ScalarType::Float8_e4m3fn, given ? &given_scale : fresh);
-  }
+                                ScalarType::Float8_e4m3fn, &out_scale);
   const GroupedArguments in(op, a, gate_up, "gate_up", "[E, 2I, K]", expert_offsets, a_scale, b_scale, true);
   const Tensor exact = swiglu(op, in, ScalarType::Float);
   const int64_t rows = exact.size(0), columns = exact.size(1);
@@ -164,11 +162,11 @@ Tensor quantized_swiglu(const Tensor& a, const Tensor& gate_up, const Tensor& ex
   arguments.matrices = 1, arguments.rows = rows, arguments.columns = columns, arguments.row_stride = columns;
   arguments.q = data<float8_e4m3fn>(q);
   if (given) {
-    arguments.static_scale = const_data<float>(*given);
+    arguments.static_scale = const_data<float>(*out_scale);
   } else {
-    *fresh = empty_activation_scale(-1, rows, ceil_div(columns, kFp8ScaleBlock), in.a);
-    arguments.scale = data<float>(**fresh);
-    arguments.scale_row_stride = 1, arguments.scale_column_stride = (*fresh)->stride(1);
+    out_scale = empty_activation_scale(-1, rows, ceil_div(columns, kFp8ScaleBlock), in.a);
+    arguments.scale = data<float>(*out_scale);
+    arguments.scale_row_stride = 1, arguments.scale_column_stride = out_scale->stride(1);
   }
   cpu::quantize_fp8(arguments, torch_threads());
   return q;
@@ -178,13 +176,14 @@ std::tuple<Tensor, Tensor> grouped_swiglu_fp8_quantized(const Tensor& a, const T
                                                         const Tensor& expert_offsets, std::optional<Tensor> a_scale,
                                                         const Tensor& b_scale) {
   std::optional<Tensor> scale;
-  Tensor q = quantized_swiglu(a, gate_up, expert_offsets, a_scale, b_scale, nullptr, &scale);
+  Tensor q = quantized_swiglu(a, gate_up, expert_offsets, a_scale, b_scale, scale);
   return {q, *scale};
 }
 
 Tensor grouped_swiglu_fp8_static(const Tensor& a, const Tensor& gate_up, const Tensor& expert_offsets,
                                  std::optional<Tensor> a_scale, const Tensor& b_scale, const Tensor& out_scale) {
-  return quantized_swiglu(a, gate_up, expert_offsets, a_scale, b_scale, &out_scale, nullptr);
+  std::optional<Tensor> given = out_scale;
+  return quantized_swiglu(a, gate_up, expert_offsets, a_scale, b_scale, given);
 }
 
 }  // namespace

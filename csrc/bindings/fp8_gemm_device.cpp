@@ -3,10 +3,21 @@
 #include "bindings/fp8_scales.h"
 #include "bindings/tensor_map_operand.h"
 #include "common/integer_math.h"
-#include "host/fp8_gemm.h"
 
 namespace hunyuan_kernels::device {
 namespace stable = torch::stable;
+
+kernels::Fp8WeightScale kernel_scale(DeviceCall& call, const char* name, const Tensor& scale,
+                                     const cpu::WeightScale& strides) {
+  const bool one_by_one = strides.column_block == 1;
+  return {call.reads<float>(name, scale),
+          strides.expert_stride,
+          strides.half_stride,
+          one_by_one ? 0 : strides.column_stride,
+          strides.blocks ? strides.block_stride : 0,
+          one_by_one && strides.column_stride != 0,
+          strides.blocks && strides.block_stride != 0};
+}
 
 Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor& a_given, const char* b_name,
                     const Tensor& b_given, const std::optional<Tensor>& expert_offsets,
@@ -53,23 +64,15 @@ Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor&
     pointers.b_stride = stride_of(b, grouped);
     pointers.b_expert_stride = grouped ? stride_of(b, 0) : pointers.b_stride * problem.columns;
     if (offsets) pointers.expert_offsets = call.reads<int32_t>("expert_offsets", *offsets);
-    pointers.a_scale = call.reads<float>("a_scale", *a_scale);
-    pointers.a_scale_row_stride = activation.row_stride;
-    pointers.a_scale_block_stride = activation.block_stride;
-    pointers.b_scale = call.reads<float>("b_scale", b_scale);
-    pointers.b_scale_expert_stride = weight.expert_stride;
-    pointers.b_scale_half_stride = weight.half_stride;
-    pointers.b_scale_per_channel = weight.column_block == 1 && weight.column_stride != 0;
-    pointers.b_scale_column_block_stride = weight.column_block == 1 ? 0 : weight.column_stride;
-    pointers.b_scale_block_stride = weight.blocks ? weight.block_stride : 0;
-    problem.in_blocks = pointers.a_scale_block_stride != 0 || pointers.b_scale_block_stride != 0;
+    pointers.a_scale = {call.reads<float>("a_scale", *a_scale), activation.row_stride, activation.block_stride,
+                        activation.block_stride != 0};
+    pointers.b_scale = kernel_scale(call, "b_scale", b_scale, weight);
+    problem.in_blocks = pointers.a_scale.in_blocks || pointers.b_scale.in_blocks;
     pointers.out = call.writes<void>("out", out);
-    if (fresh) {
-      pointers.out_scale = call.writes<float>("scale", **out_scale);
-      pointers.out_scale_block_stride = (*out_scale)->stride(1);
-    } else if (out_scale) {
-      pointers.given_out_scale = call.reads<float>("out_scale", **out_scale);
-    }
+    if (fresh)
+      pointers.out_scale = {nullptr, call.writes<float>("scale", **out_scale), (*out_scale)->stride(1)};
+    else if (out_scale)
+      pointers.out_scale = {call.reads<float>("out_scale", **out_scale), nullptr, 0};
     host::launch_fp8_gemm(host::plan_fp8_gemm(problem, call.properties()), pointers, call.stream());
     call.finish();
   }

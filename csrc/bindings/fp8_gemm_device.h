@@ -1,8 +1,14 @@
 // The ops of the stem `fp8_gemm` on a GPU or the simulated one: checks, operands as TMA wants them, plan, launch.
 #pragma once
 #include "bindings/device_call.h"
+#include "cpu/fp8_gemm.h"
+#include "host/fp8_gemm.h"
 
 namespace hunyuan_kernels::device {
+
+// A checked scale of weights, contiguous, as kernels take it.
+kernels::Fp8WeightScale kernel_scale(DeviceCall& call, const char* name, const Tensor& scale,
+                                     const cpu::WeightScale& strides);
 
 // b [N, K] without expert_offsets, else [E, N, K]; with `swiglu` [E, 2I, K]. `out_scale` with float8_e4m3fn alone: one
 // scale that has been checked; or none, and fresh ones of 1 x 128 blocks are put there.

@@ -101,13 +101,8 @@ Tensor multiply_fp8_weights(DeviceCall& call, const WeightOnlyNames& names, bool
       pointers.b_expert_stride = grouped ? stride_of(b, 0) : pointers.b_stride * problem.columns;
     }
     if (offsets) pointers.expert_offsets = call.reads<int32_t>("expert_offsets", *offsets);
-    pointers.b_scale = call.reads<float>(names.b_scale, b_scale);
-    pointers.b_scale_expert_stride = weight.expert_stride;
-    pointers.b_scale_half_stride = weight.half_stride;
-    pointers.b_scale_per_channel = weight.column_block == 1 && weight.column_stride != 0;
-    pointers.b_scale_column_block_stride = weight.column_block == 1 ? 0 : weight.column_stride;
-    pointers.b_scale_block_stride = weight.blocks ? weight.block_stride : 0;
-    problem.in_blocks = pointers.b_scale_block_stride != 0;
+    pointers.b_scale = kernel_scale(call, names.b_scale, b_scale, weight);
+    problem.in_blocks = pointers.b_scale.in_blocks;
     pointers.out = call.writes<void>("out", out);
     host::launch_fp8_weight_only(host::plan_fp8_weight_only(problem, call.properties()), pointers, call.stream());
     call.finish();

@@ -2,7 +2,6 @@
 
 #include "common/integer_math.h"
 #include "host/tensor_map.h"
-#include "kernels/fp8_gemm_arguments.h"
 
 namespace hunyuan_kernels::host {
 namespace {
@@ -28,25 +27,13 @@ int64_t row_columns(const Fp8GemmProblem& p) { return padded_columns(result_colu
 Fp8GemmPlan plan_fp8_gemm(const Fp8GemmProblem& problem, const driver::DeviceProperties& device) {
   Fp8GemmPlan plan;
   plan.problem = problem;
-  const char* op = name_of(problem);
-  check_extent(op, "number of rows", problem.rows);
-  check_extent(op, "number of columns", problem.columns);
-  check_extent(op, "depth", problem.depth);
-  check_extent(op, "number of experts", problem.experts);
   for (int tile_columns : {256, 128}) plan.candidates.push_back({kTileRows, tile_columns});
   if (problem.swiglu) plan.candidates[1].illegal = "gate and up make tiles of 256 columns only";
-  ProductShape shape;
+  ProductShape shape(name_of(problem), problem, problem.swiglu ? 2 : 1);
   shape.rest = problem.grouped;
-  shape.parts = problem.swiglu ? 2 : 1;
   shape.operands = DType::float8_e4m3fn;
-  shape.out = problem.out;
   shape.tile_depth = kernels::kFp8GemmTileDepth;
-  shape.groups = problem.experts;
-  shape.rows = problem.rows;
-  shape.columns = result_columns(problem);
-  shape.depth = problem.depth;
   plan.take_best(shape, device.sms);
-  for (const ProductCandidate& c : plan.candidates) check_extent(op, "number of tiles", c.tiles);
   if (plan.candidate().tiles == 0) return plan;
   driver::KernelLaunch launch = plan.launch_of(device.sms);
   launch.stem = "fp8_gemm";
@@ -94,16 +81,9 @@ void launch_fp8_gemm(const Fp8GemmPlan& plan, const Fp8GemmPointers& pointers, d
   product.row_columns = static_cast<int32_t>(row);
   product.depth = static_cast<int32_t>(p.depth);
   product.panel_tiles = plan.panel_tiles;
-  arguments.a_scale = {pointers.a_scale, pointers.a_scale_row_stride, pointers.a_scale_block_stride,
-                       pointers.a_scale_block_stride != 0};
-  arguments.b_scale = {pointers.b_scale,
-                       pointers.b_scale_expert_stride,
-                       pointers.b_scale_half_stride,
-                       pointers.b_scale_column_block_stride,
-                       pointers.b_scale_block_stride,
-                       pointers.b_scale_per_channel,
-                       pointers.b_scale_block_stride != 0};
-  arguments.out_scale = {pointers.given_out_scale, pointers.out_scale, pointers.out_scale_block_stride};
+  arguments.a_scale = pointers.a_scale;
+  arguments.b_scale = pointers.b_scale;
+  arguments.out_scale = pointers.out_scale;
   void* parameters[] = {&arguments};
   stream.launch(plan.launches[0], parameters);
 }

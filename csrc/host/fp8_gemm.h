@@ -6,6 +6,7 @@
 #include "common/dtype.h"
 #include "driver/device.h"
 #include "host/product_plan.h"
+#include "kernels/fp8_gemm_arguments.h"
 
 namespace hunyuan_kernels::host {
 
@@ -27,23 +28,17 @@ using Fp8GemmPlan = ProductPlan<Fp8GemmProblem>;
 // Pure: no device, no memory. Raises when the problem has more rows or tiles than the kernels can count.
 Fp8GemmPlan plan_fp8_gemm(const Fp8GemmProblem& problem, const driver::DeviceProperties& device);
 
-// Operands contiguous along the depth, strides in elements; addresses and strides are multiples of 16 bytes. Scales as
-// in kernels/fp8_gemm_arguments.h.
+// Operands contiguous along the depth, strides in elements; addresses and strides are multiples of 16 bytes.
 struct Fp8GemmPointers {
   const void* a;
   int64_t a_stride;
   const void* b;
   int64_t b_stride, b_expert_stride;
   const int32_t* expert_offsets;  // [experts + 1], contiguous; null: one matrix
-  const float* a_scale;
-  int64_t a_scale_row_stride, a_scale_block_stride;
-  const float* b_scale;
-  int64_t b_scale_expert_stride, b_scale_half_stride, b_scale_column_block_stride, b_scale_block_stride;
-  bool b_scale_per_channel;
-  void* out;                     // [rows, row_columns], contiguous
-  const float* given_out_scale;  // out in e4m3: one scale, or null for fresh ones of 1 x 128 blocks
-  float* out_scale;              // the fresh ones: out_scale[row + block * out_scale_block_stride]
-  int64_t out_scale_block_stride;
+  kernels::Fp8ActivationScale a_scale;
+  kernels::Fp8WeightScale b_scale;
+  void* out;                          // [rows, row_columns], contiguous
+  kernels::Fp8ResultScale out_scale;  // of out in e4m3
 };
 
 void launch_fp8_gemm(const Fp8GemmPlan& plan, const Fp8GemmPointers& pointers, driver::Stream& stream);

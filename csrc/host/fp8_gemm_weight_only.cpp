@@ -2,7 +2,6 @@
 
 #include "common/integer_math.h"
 #include "host/tensor_map.h"
-#include "kernels/fp8_gemm_arguments.h"
 
 namespace hunyuan_kernels::host {
 
@@ -25,14 +24,6 @@ int parts_of(const Fp8WeightOnlyProblem& p) { return p.swiglu ? 2 : 1; }
 Fp8WeightOnlyPlan plan_fp8_weight_only(const Fp8WeightOnlyProblem& problem, const driver::DeviceProperties& device) {
   Fp8WeightOnlyPlan plan;
   plan.problem = problem;
-  const char* op = name_of(problem);
-  check_extent(op, "number of rows", problem.rows);
-  check_extent(op, "number of columns", problem.columns);
-  check_extent(op, "depth", problem.depth);
-  check_extent(op, "number of experts", problem.experts);
-  if (problem.packed)
-    check_extent(op, "number of panels of 16 rows of weights",
-                 problem.experts * ceil_div(problem.columns, kWeightOnlyPackedColumns));
   const int parts = parts_of(problem);
   for (int tokens : {16, 64})
     for (int cluster : {1, 2, 4, 8}) {
@@ -41,18 +32,14 @@ Fp8WeightOnlyPlan plan_fp8_weight_only(const Fp8WeightOnlyProblem& problem, cons
       if (cluster > 1 && problem.depth < cluster * 4 * kTileDepth)
         plan.candidates.back().illegal = "the depth is too small to be divided";
     }
-  ProductShape shape;
+  ProductShape shape(name_of(problem), problem, parts);
   shape.rest = problem.grouped;
-  shape.parts = parts;
   shape.e4m3_weights = true;
-  shape.out = problem.out;
   shape.tile_depth = kTileDepth;
-  shape.groups = problem.experts;
-  shape.rows = problem.rows;
-  shape.columns = problem.columns / parts;
-  shape.depth = problem.depth;
+  if (problem.packed)
+    check_extent(shape.op, "number of panels of 16 rows of weights",
+                 problem.experts * ceil_div(problem.columns, kWeightOnlyPackedColumns));
   plan.take_best(shape, device.sms);
-  for (const ProductCandidate& c : plan.candidates) check_extent(op, "number of tiles", c.tiles);
   const ProductCandidate& c = plan.candidate();
   if (c.tiles == 0) return plan;
   driver::KernelLaunch launch = plan.launch_of(device.sms);
@@ -111,13 +98,7 @@ void launch_fp8_weight_only(const Fp8WeightOnlyPlan& plan, const Fp8WeightOnlyPo
   product.rows = static_cast<int32_t>(p.rows);
   product.columns = product.row_columns = static_cast<int32_t>(columns);
   product.depth = static_cast<int32_t>(p.depth);
-  arguments.b_scale = {pointers.b_scale,
-                       pointers.b_scale_expert_stride,
-                       pointers.b_scale_half_stride,
-                       pointers.b_scale_column_block_stride,
-                       pointers.b_scale_block_stride,
-                       pointers.b_scale_per_channel,
-                       pointers.b_scale_block_stride != 0};
+  arguments.b_scale = pointers.b_scale;
   arguments.float32_out = p.out == DType::float32;
   void* parameters[] = {&arguments};
   stream.launch(plan.launches[0], parameters);

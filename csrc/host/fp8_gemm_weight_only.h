@@ -6,6 +6,7 @@
 #include "common/dtype.h"
 #include "driver/device.h"
 #include "host/product_plan.h"
+#include "kernels/fp8_gemm_arguments.h"
 
 namespace hunyuan_kernels::host {
 
@@ -28,17 +29,14 @@ using Fp8WeightOnlyPlan = ProductPlan<Fp8WeightOnlyProblem>;
 // Pure: no device, no memory. Raises when the problem has more rows or tiles than the kernels can count.
 Fp8WeightOnlyPlan plan_fp8_weight_only(const Fp8WeightOnlyProblem& problem, const driver::DeviceProperties& device);
 
-// Strides in elements; addresses and strides of operands are multiples of 16 bytes. Scales as in
-// kernels/fp8_gemm_arguments.h.
+// Strides in elements; addresses and strides of operands are multiples of 16 bytes.
 struct Fp8WeightOnlyPointers {
   const void* a;
   int64_t a_stride;
   const void* b;
   int64_t b_stride, b_expert_stride;  // unused for packed weights, which are contiguous
   const int32_t* expert_offsets;      // [experts + 1], contiguous; null: one matrix
-  const float* b_scale;
-  int64_t b_scale_expert_stride, b_scale_half_stride, b_scale_column_block_stride, b_scale_block_stride;
-  bool b_scale_per_channel;
+  kernels::Fp8WeightScale b_scale;
   void* out;  // [rows, columns of the result], contiguous
 };
 

@@ -46,16 +46,6 @@ std::string kernel_name(const GroupedGemmPlan& plan) {
   return {};
 }
 
-void check_extents(const GroupedGemmPlan& plan) {
-  const GroupedGemmProblem& p = plan.problem;
-  const char* op = name_of(p.form);
-  check_extent(op, "number of rows", p.rows);
-  check_extent(op, "number of columns", p.columns);
-  check_extent(op, "depth", p.depth);
-  check_extent(op, "number of experts", p.experts);
-  for (const ProductCandidate& c : plan.candidates) check_extent(op, "number of tiles", c.tiles);
-}
-
 }  // namespace
 
 int64_t row_columns(const GroupedGemmProblem& p) { return padded_columns(result_columns(p), p.out); }
@@ -78,20 +68,12 @@ GroupedGemmPlan plan_grouped_gemm(const GroupedGemmProblem& problem, const drive
   for (int tokens : {16, 64})
     for (int cluster : {1, 2, 4, 8}) plan.candidates.push_back({tokens, parts * kernels::kFewRowsWeights, cluster});
   for (ProductCandidate& c : plan.candidates) c.illegal = why_illegal(problem, c);
-  const bool gradient = problem.form == Form::weight_gradient;
-  ProductShape shape;
-  shape.weight_gradient = gradient;
-  shape.rest = !gradient;
-  shape.parts = parts;
-  shape.out = problem.out;
-  shape.tile_depth = kTileDepth;
-  shape.groups = problem.experts;
-  shape.rows = problem.rows;
+  ProductShape shape(name_of(problem.form), problem, parts);
+  shape.weight_gradient = problem.form == Form::weight_gradient;
+  shape.rest = !shape.weight_gradient;
   shape.lines = problem.columns;
   shape.columns = result_columns(problem);
-  shape.depth = problem.depth;
   plan.take_best(shape, device.sms);
-  check_extents(plan);
   const ProductCandidate& c = plan.candidate();
   if (c.tiles == 0) return plan;
   driver::KernelLaunch launch = plan.launch_of(device.sms);

@@ -88,7 +88,10 @@ void estimate(const ProductShape& s, int64_t sms, ProductCandidate& c) {
 
 void ProductChoice::take_best(const ProductShape& shape, int64_t sms) {
   tile_depth = shape.tile_depth;
-  for (ProductCandidate& c : candidates) estimate(shape, sms, c);
+  for (ProductCandidate& c : candidates) {
+    estimate(shape, sms, c);
+    check_extent(shape.op, "number of tiles", c.tiles);
+  }
   // Where memory decides, the SMs that have least to do leave it the most time.
   auto cost = [](const ProductCandidate& c) { return std::pair(c.clocks(), c.sm_clocks); };
   for (size_t i = 1; i < candidates.size(); ++i)

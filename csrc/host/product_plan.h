@@ -26,8 +26,12 @@ struct ProductCandidate {
   double clocks() const { return sm_clocks > memory_clocks ? sm_clocks : memory_clocks; }
 };
 
+// Raises when one of them is more than the kernels can count.
+void check_extent(const char* op, const char* what, int64_t value);
+
 // What the model knows of a problem. Columns are those of the result, of which SwiGLU makes one from two lines of b.
 struct ProductShape {
+  const char* op;                // for messages
   bool weight_gradient = false;  // tiles are of groups x lines x columns, their depth is the group's rows
   bool rest = true;              // rows past the last group are one more
   int parts = 1;                 // 2: SwiGLU
@@ -35,6 +39,22 @@ struct ProductShape {
   bool e4m3_weights = false;  // of bf16 operands b is e4m3 in memory
   int tile_depth = 64;        // of a stage
   int64_t groups = 1, rows = 0, lines = 0, columns = 0, depth = 0;
+
+  // Of a [rows, depth] and b [experts, columns, depth]. Raises when a problem has more than the kernels can count.
+  template <typename Problem>
+  ProductShape(const char* op_name, const Problem& p, int parts_of_tile)
+      : op(op_name),
+        parts(parts_of_tile),
+        out(p.out),
+        groups(p.experts),
+        rows(p.rows),
+        columns(p.columns / parts_of_tile),
+        depth(p.depth) {
+    check_extent(op, "number of rows", p.rows);
+    check_extent(op, "number of columns", p.columns);
+    check_extent(op, "depth", p.depth);
+    check_extent(op, "number of experts", p.experts);
+  }
 };
 
 // What every plan of a product holds, without the problem.
@@ -46,7 +66,7 @@ struct ProductChoice {
   std::vector<driver::KernelLaunch> launches;  // one; none when there is nothing to write
 
   const ProductCandidate& candidate() const { return candidates[taken]; }
-  // Estimates the candidates and takes the best possible one: the fewest clocks.
+  // Estimates the candidates and takes the best possible one: the fewest clocks. Raises when one has too many tiles.
   void take_best(const ProductShape& shape, int64_t sms);
   // As many clusters as there are tiles or the GPU holds; kernel, threads and shared memory are to be filled in.
   driver::KernelLaunch launch_of(int64_t sms) const;
@@ -61,9 +81,6 @@ struct ProductPlan : ProductChoice {
 
   std::string text() const { return title(problem) + lines(); }
 };
-
-// Raises when one of them is more than the kernels can count.
-void check_extent(const char* op, const char* what, int64_t value);
 
 // Columns of a row of a result as they have to lie in memory: rounded up to what TMA takes.
 int64_t padded_columns(int64_t columns, DType out);

@@ -46,8 +46,9 @@ using Tile = tile::FewRowsTile;
 constexpr int kLines = kFp8WeightOnlyLines, kDepth = kFp8GemmTileDepth;
 
 // kInBlocks: scales vary along K.
-template <int kTokens, int kParts, bool kPacked, bool kInBlocks>
+template <int kTokens, int kParts_, bool kPacked, bool kInBlocks>
 struct WeightOnly {
+  static constexpr int kParts = kParts_, kStageDepth = kDepth;
   static constexpr int kTokensBytes = kTokens * tile::kSwizzledRowBytes;  // of 64 of K
   static constexpr int kStageBytes = kParts * kWeightsBytes + 2 * kTokensBytes;
   static_assert(kStageBytes == fp8_weight_only_stage_bytes(kTokens, kParts));
@@ -59,39 +60,25 @@ struct WeightOnly {
   static_assert(Frame::kSharedBytes <= fp8_weight_only_shared_bytes(kTokens, kParts));
   using Memory = typename Frame::Memory;
   using Ring = typename Frame::Ring;
-  using Sum = tile::ClusterSum<256>;
   using Sums = float[kParts][kValues];
   using Tiles = tile::FewRowsTiles<GroupedGemmArguments, kTokens, kLines, kDepth>;
 
-  // ---- producer ----------------------------------------------------------------------------------------------------
-
-  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, const Memory& memory) {
-    Ring ring(memory.barriers.ring);
-    Tiles tiles(a);
-    const bool issues = threadIdx.x % 32 == 0;
+  __device__ __forceinline__ static void load(const GroupedGemmArguments& a, const Tile& t, int32_t depth,
+                                              uint32_t stage, uint64_t* full) {
     const int32_t panels = kParts * (a.columns / kFp8WeightOnlyPackedLines);  // of an expert
-    for (Tile t; tiles.next(t);) {
-      if (!issues) continue;
-      for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
-        ring.fill(kStageBytes);
-        const uint32_t stage = memory.stage(ring.stage());
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const int32_t line = t.weight + part * a.columns;
-          if constexpr (kPacked)
-            arch::load_box(stage + part * kWeightsBytes, &a.b, ring.full(), 0, depth / 16,
-                           t.group * panels + line / kFp8WeightOnlyPackedLines);
-          else
-            arch::load_box(stage + part * kWeightsBytes, &a.b, ring.full(), depth, line, t.group);
-        }
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          arch::load_box(stage + kParts * kWeightsBytes + i * kTokensBytes, &a.a, ring.full(), depth + 64 * i, t.row);
-      }
+    for (int part = 0; part < kParts; ++part) {
+      const int32_t line = t.weight + part * a.columns;
+      if constexpr (kPacked)
+        arch::load_box(stage + part * kWeightsBytes, &a.b, full, 0, depth / 16,
+                       t.group * panels + line / kFp8WeightOnlyPackedLines);
+      else
+        arch::load_box(stage + part * kWeightsBytes, &a.b, full, depth, line, t.group);
     }
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      arch::load_box(stage + kParts * kWeightsBytes + i * kTokensBytes, &a.a, full, depth + 64 * i, t.row);
   }
-
-  // ---- consumers ---------------------------------------------------------------------------------------------------
 
   // The scale of a column of a part, at a block of K.
   __device__ __forceinline__ static float scale_of(const Fp8WeightOnlyArguments& a, const Tile& t, int part,
@@ -101,31 +88,20 @@ struct WeightOnly {
                   (s.per_channel ? column : column / kLines * s.column_block_stride) + block * s.block_stride];
   }
 
-  __device__ __forceinline__ static void pin(Sums& sums) {
-#pragma unroll
-    for (auto& part : sums)
-#pragma unroll
-      for (float& sum : part) arch::pin(sum);
-  }
   __device__ __forceinline__ static void add(Sums& sums, Sums& products, const float (&factor)[kParts]) {
-    pin(products);
+    tile::pin(products);
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
 #pragma unroll
       for (int i = 0; i < kValues; ++i) sums[part][i] = fmaf(products[part][i], factor[part], sums[part][i]);
-    pin(products);
+    tile::pin(products);
   }
 
   __device__ __forceinline__ static void multiply_tile(Sums& sums, const Fp8WeightOnlyArguments& a, const Tile& t,
                                                        int half, const Memory& memory, Ring& ring) {
     const bool signals = threadIdx.x % 32 == 0, multiplies = t.depth < t.depth_end;
-    if (kInBlocks || !multiplies) {
-#pragma unroll
-      for (auto& part : sums)
-#pragma unroll
-        for (float& sum : part) sum = 0.0f;
-    }
-    pin(sums);
+    if (kInBlocks || !multiplies) tile::clear(sums);
+    tile::pin(sums);
     if (!multiplies) return;
     Sums transient;             // of 128 of K
     float factor[kParts] = {};  // theirs
@@ -173,7 +149,7 @@ struct WeightOnly {
     }
     arch::wait_for_products<0>();
     if constexpr (kInBlocks) add(sums, transient, factor);
-    pin(sums);
+    tile::pin(sums);
     if (signals) ring.release(previous);
   }
 
@@ -185,7 +161,7 @@ struct WeightOnly {
   }
 
   __device__ __forceinline__ static void store(const Fp8WeightOnlyArguments& a, const Tile& t, int half,
-                                               const Sum& sum) {
+                                               const tile::FewRowsSum& sum) {
     float scale[kParts][2];
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
@@ -204,30 +180,6 @@ struct WeightOnly {
         write(a, at, sum.sum(value) * scale[0][i]);
     });
   }
-
-  __device__ __forceinline__ static void consume(const Fp8WeightOnlyArguments& a, const Memory& memory) {
-    const int half = threadIdx.x / 128 - 1;
-    Ring ring(memory.barriers.ring);
-    Tiles tiles(a.product);
-    Sum sum(memory.barriers.more.sum, reinterpret_cast<float*>(memory.scratch), threadIdx.x - 128);
-    Sums sums;
-    for (Tile t; tiles.next(t);) {
-      multiply_tile(sums, a, t, half, memory, ring);
-      sum.exchange([&](auto&& write) {
-#pragma unroll
-        for (int value = 0; value < kParts * kValues; ++value) write(value, sums[value / kValues][value % kValues]);
-      });
-      store(a, t, half, sum);
-      sum.release();
-    }
-    sum.finish();
-  }
-
-  __device__ __forceinline__ static void run(const Fp8WeightOnlyArguments& a) {
-    Frame::template run<kConsumerRegisters, true>([&](const Memory& memory) { produce(a.product, memory); },
-                                                  [&](const Memory& memory) { consume(a, memory); }, a.product.a,
-                                                  a.product.b);
-  }
 };
 
 }  // namespace
@@ -235,7 +187,7 @@ struct WeightOnly {
 #define HK_KERNEL(name, ...)                                                          \
   extern "C" __global__ void __launch_bounds__(kGroupedGemmThreads, 1)                \
       fp8_gemm_weight_only_##name(const __grid_constant__ Fp8WeightOnlyArguments a) { \
-    WeightOnly<__VA_ARGS__>::run(a);                                                  \
+    tile::FewRowsProduct<WeightOnly<__VA_ARGS__>>::run(a, a.product);                 \
   }
 #define HK_KERNELS(tokens, suffix, packed, in_blocks)     \
   HK_KERNEL(tokens##suffix, tokens, 1, packed, in_blocks) \

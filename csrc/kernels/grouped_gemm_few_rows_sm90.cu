@@ -40,54 +40,38 @@ using tile::kProductDepth;
 
 using Tile = tile::FewRowsTile;
 
-template <int kTokens, int kParts, Major kMajorWeights, typename Output>
+template <int kTokens, int kParts_, Major kMajorWeights, typename Output>
 struct FewRows {
+  static constexpr int kParts = kParts_, kStageDepth = kDepth, kConsumerRegisters = 0;
   static constexpr int kTokensOffset = kParts * kFewRowsWeights * tile::kSwizzledRowBytes;  // in a stage
-  static constexpr int kStageBytes = few_rows_stage_bytes(kTokens, kParts);
   static constexpr int kValues = kTokens / 2;  // sums of a thread, for each part
-  using Frame = tile::WarpSpecialized<few_rows_stages(kTokens, kParts), kStageBytes,
+  using Frame = tile::WarpSpecialized<few_rows_stages(kTokens, kParts), few_rows_stage_bytes(kTokens, kParts),
                                       few_rows_sums_bytes(kTokens, kParts), tile::FewRowsBarriers>;
   static_assert(Frame::kSharedBytes <= few_rows_shared_bytes(kTokens, kParts));
   using Memory = typename Frame::Memory;
   using Ring = typename Frame::Ring;
-  using Sum = tile::ClusterSum<256>;
-
   using Tiles = tile::FewRowsTiles<GroupedGemmArguments, kTokens, kFewRowsWeights, kDepth>;
 
-  __device__ __forceinline__ static void produce(const GroupedGemmArguments& a, const Memory& memory) {
-    Ring ring(memory.barriers.ring);
-    Tiles tiles(a);
-    const bool issues = threadIdx.x % 32 == 0;
-    for (Tile t; tiles.next(t);) {
-      if (!issues) continue;
-      for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
-        ring.fill(kStageBytes);
-        const uint32_t stage = memory.stage(ring.stage());
-        constexpr int kBoxLines = kMajorWeights == Major::k ? kFewRowsWeights : 64;
+  __device__ __forceinline__ static void load(const GroupedGemmArguments& a, const Tile& t, int32_t depth,
+                                              uint32_t stage, uint64_t* full) {
+    constexpr int kBoxLines = kMajorWeights == Major::k ? kFewRowsWeights : 64;
 #pragma unroll
-        for (int line = 0; line < kParts * kFewRowsWeights; line += kBoxLines) {
-          const int32_t at = t.weight + line % kFewRowsWeights + line / kFewRowsWeights * a.columns;
-          const uint32_t to = stage + line * tile::kSwizzledRowBytes;
-          if constexpr (kMajorWeights == Major::k)
-            arch::load_box(to, &a.b, ring.full(), depth, at, t.group);
-          else
-            arch::load_box(to, &a.b, ring.full(), at, depth, t.group);
-        }
-        arch::load_box(stage + kTokensOffset, &a.a, ring.full(), depth, t.row);
-      }
+    for (int line = 0; line < kParts * kFewRowsWeights; line += kBoxLines) {
+      const int32_t at = t.weight + line % kFewRowsWeights + line / kFewRowsWeights * a.columns;
+      const uint32_t to = stage + line * tile::kSwizzledRowBytes;
+      if constexpr (kMajorWeights == Major::k)
+        arch::load_box(to, &a.b, full, depth, at, t.group);
+      else
+        arch::load_box(to, &a.b, full, at, depth, t.group);
     }
+    arch::load_box(stage + kTokensOffset, &a.a, full, depth, t.row);
   }
 
-  __device__ __forceinline__ static void multiply_tile(float (&sums)[kParts][kValues], const Tile& t, int half,
-                                                       const Memory& memory, Ring& ring) {
+  __device__ __forceinline__ static void multiply_tile(float (&sums)[kParts][kValues], const GroupedGemmArguments&,
+                                                       const Tile& t, int half, const Memory& memory, Ring& ring) {
     const bool signals = threadIdx.x % 32 == 0;
-    if (t.depth >= t.depth_end) {
-#pragma unroll
-      for (auto& part : sums)
-#pragma unroll
-        for (float& sum : part) sum = 0.0f;
-    }
-    pin(sums);
+    if (t.depth >= t.depth_end) tile::clear(sums);
+    tile::pin(sums);
     uint32_t in_flight = 0;  // the stage whose products were issued last
     for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
       ring.wait_until_full();
@@ -109,17 +93,12 @@ struct FewRows {
       in_flight = ring.stage();
     }
     arch::wait_for_products<0>();
-    pin(sums);
+    tile::pin(sums);
     if (signals && t.depth < t.depth_end) ring.release(in_flight);
   }
-  __device__ __forceinline__ static void pin(float (&sums)[kParts][kValues]) {
-#pragma unroll
-    for (auto& part : sums)
-#pragma unroll
-      for (float& sum : part) arch::pin(sum);
-  }
 
-  __device__ __forceinline__ static void store(const GroupedGemmArguments& a, const Tile& t, int half, const Sum& sum) {
+  __device__ __forceinline__ static void store(const GroupedGemmArguments& a, const Tile& t, int half,
+                                               const tile::FewRowsSum& sum) {
     tile::for_own_elements<kTokens>(t, half, a.columns, [&](int32_t row, int32_t column, int, int value) {
       Output* out = reinterpret_cast<Output*>(a.out_data) + row * int64_t{a.row_columns} + column;
       if constexpr (kParts == 2) {
@@ -135,29 +114,6 @@ struct FewRows {
       }
     });
   }
-
-  __device__ __forceinline__ static void consume(const GroupedGemmArguments& a, const Memory& memory) {
-    const int half = threadIdx.x / 128 - 1;
-    Ring ring(memory.barriers.ring);
-    Tiles tiles(a);
-    Sum sum(memory.barriers.more.sum, reinterpret_cast<float*>(memory.scratch), threadIdx.x - 128);
-    float sums[kParts][kValues];
-    for (Tile t; tiles.next(t);) {
-      multiply_tile(sums, t, half, memory, ring);
-      sum.exchange([&](auto&& write) {
-#pragma unroll
-        for (int value = 0; value < kParts * kValues; ++value) write(value, sums[value / kValues][value % kValues]);
-      });
-      store(a, t, half, sum);
-      sum.release();
-    }
-    sum.finish();
-  }
-
-  __device__ __forceinline__ static void run(const GroupedGemmArguments& a) {
-    Frame::template run<0, true>([&](const Memory& memory) { produce(a, memory); },
-                                 [&](const Memory& memory) { consume(a, memory); }, a.a, a.b);
-  }
 };
 
 }  // namespace
@@ -165,7 +121,7 @@ struct FewRows {
 #define HK_KERNEL(name, ...)                                                         \
   extern "C" __global__ void __launch_bounds__(kGroupedGemmThreads, 1)               \
       grouped_gemm_few_rows_##name(const __grid_constant__ GroupedGemmArguments a) { \
-    FewRows<__VA_ARGS__>::run(a);                                                    \
+    tile::FewRowsProduct<FewRows<__VA_ARGS__>>::run(a, a);                           \
   }
 #define HK_KERNELS(tokens, suffix, major)                          \
   HK_KERNEL(tokens##_bfloat16##suffix, tokens, 1, major, bfloat16) \

@@ -1,7 +1,8 @@
 // Products for groups of few rows: weights on wgmma's M side, kTokens rows on its N side, and a cluster that divides
-// the depth. Which tile is next, and which of its sums a thread writes.
+// the depth. Which tile is next, what the roles of a block do with it, and which of its sums a thread writes.
 #pragma once
 #include "arch/cluster.cuh"
+#include "arch/wgmma.cuh"
 #include "tile/cluster_sum.cuh"
 #include "tile/expert_tiles.cuh"
 #include "tile/warp_specialized.cuh"
@@ -20,6 +21,25 @@ struct FewRowsBarriers {
   ClusterSumBarriers sum;
   __device__ void initialize() { sum.initialize(kConsumerWarps * arch::cluster_size()); }
 };
+
+// Of the consumers.
+using FewRowsSum = ClusterSum<kWarpSpecializedThreads - 128>;
+
+// Sums of a thread, for each part of a tile (SwiGLU: gate and up).
+template <int kParts, int kValues>
+__device__ __forceinline__ void pin(float (&sums)[kParts][kValues]) {
+#pragma unroll
+  for (auto& part : sums)
+#pragma unroll
+    for (float& sum : part) arch::pin(sum);
+}
+template <int kParts, int kValues>
+__device__ __forceinline__ void clear(float (&sums)[kParts][kValues]) {
+#pragma unroll
+  for (auto& part : sums)
+#pragma unroll
+    for (float& sum : part) sum = 0.0f;
+}
 
 // Tiles of kWeights x kTokens, group after group, for each block of a cluster the part of the depth that is its own: in
 // stages of kDepth. Those of the rows past the last group have no depth. Without offsets there is one matrix: all rows.
@@ -83,5 +103,58 @@ __device__ __forceinline__ void for_own_elements(const FewRowsTile& t, int half,
       if (row < t.row_end && column < columns) store(row, column, i / 2, static_cast<int>(4 * eight) + i);
     }
 }
+
+// The roles of a block. `product`: the part of a kernel's arguments `a` that says which tiles there are. A kernel has
+//   Frame, Tiles, kStageDepth, kConsumerRegisters (tile/warp_specialized.cuh), kParts, kValues: sums of a thread
+//   load(product, tile, depth, stage, full)                what a stage holds from `depth` on, by TMA, by one thread
+//   multiply_tile(sums, a, tile, half, memory, ring)       the sums of this block's part of the depth
+//   store(a, tile, half, sum)                              those of the cluster, for_own_elements of the thread
+template <typename Kernel>
+struct FewRowsProduct {
+  using Frame = typename Kernel::Frame;
+  using Memory = typename Frame::Memory;
+  using Ring = typename Frame::Ring;
+
+  template <typename Product>
+  __device__ __forceinline__ static void produce(const Product& product, const Memory& memory) {
+    Ring ring(memory.barriers.ring);
+    typename Kernel::Tiles tiles(product);
+    const bool issues = threadIdx.x % 32 == 0;
+    for (FewRowsTile t; tiles.next(t);) {
+      if (!issues) continue;
+      for (int32_t depth = t.depth; depth < t.depth_end; depth += Kernel::kStageDepth, ring.advance()) {
+        ring.fill(Frame::kStageBytes);
+        Kernel::load(product, t, depth, memory.stage(ring.stage()), ring.full());
+      }
+    }
+  }
+
+  template <typename Arguments, typename Product>
+  __device__ __forceinline__ static void consume(const Arguments& a, const Product& product, const Memory& memory) {
+    const int half = threadIdx.x / 128 - 1;
+    Ring ring(memory.barriers.ring);
+    typename Kernel::Tiles tiles(product);
+    FewRowsSum sum(memory.barriers.more.sum, reinterpret_cast<float*>(memory.scratch), threadIdx.x - 128);
+    float sums[Kernel::kParts][Kernel::kValues];
+    for (FewRowsTile t; tiles.next(t);) {
+      Kernel::multiply_tile(sums, a, t, half, memory, ring);
+      sum.exchange([&](auto&& write) {
+#pragma unroll
+        for (int i = 0; i < Kernel::kParts * Kernel::kValues; ++i)
+          write(i, sums[i / Kernel::kValues][i % Kernel::kValues]);
+      });
+      Kernel::store(a, t, half, sum);
+      sum.release();
+    }
+    sum.finish();
+  }
+
+  template <typename Arguments, typename Product>
+  __device__ __forceinline__ static void run(const Arguments& a, const Product& product) {
+    Frame::template run<Kernel::kConsumerRegisters, true>([&](const Memory& memory) { produce(product, memory); },
+                                                          [&](const Memory& memory) { consume(a, product, memory); },
+                                                          product.a, product.b);
+  }
+};
 
 }  // namespace hunyuan_kernels::tile

@@ -9,6 +9,7 @@ their spec.
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -50,39 +51,24 @@ _SWIGLU: dict[str, _Shape] = {
 }
 
 
-def _grouped_gemm() -> list[Case]:
-    def make(seed: int, shape: _Shape, across: bool, out_dtype: torch.dtype) -> Arguments:
+def _bf16(name: str, shapes: dict[str, _Shape], option: str, values: dict[str, Any]) -> list[Case]:
+    """Weights in both orders; ``name`` is theirs, ``values`` are those of a further argument by their label."""
+
+    def make(seed: int, shape: _Shape, across: bool, value: Any) -> Arguments:
         sizes, tail, n, k = shape
-        product = make_arguments(sizes, n, k, BFLOAT16, seed, tail=tail, transposed=across)
-        return {**product, "out_dtype": out_dtype}
+        lines = 2 * n if name == "gate_up" else n
+        product = make_arguments(sizes, lines, k, BFLOAT16, seed, tail=tail, transposed=across, name=name)
+        return {**product, option: value}
 
     return [
         Case(
-            f"{label}, {out_dtype}{', across' if across else ''}",
-            partial(make, shape=shape, across=across, out_dtype=out_dtype),
+            f"{label}{', across' if across else ''}{text}",
+            partial(make, shape=shape, across=across, value=value),
             sms=1,
         )
-        for label, shape in _ROWS.items()
+        for label, shape in shapes.items()
         for across in (False, True)
-        for out_dtype in (BFLOAT16, FLOAT32)
-    ]
-
-
-def _grouped_swiglu() -> list[Case]:
-    def make(seed: int, shape: _Shape, across: bool, preactivation: bool) -> Arguments:
-        sizes, tail, n, k = shape
-        product = make_arguments(sizes, 2 * n, k, BFLOAT16, seed, tail=tail, transposed=across, name="gate_up")
-        return {**product, "return_preactivation": preactivation}
-
-    return [
-        Case(
-            f"{label}{', across' if across else ''}{', with the pre-activation' if preactivation else ''}",
-            partial(make, shape=shape, across=across, preactivation=preactivation),
-            sms=1,
-        )
-        for label, shape in _SWIGLU.items()
-        for across in (False, True)
-        for preactivation in (False, True)
+        for text, value in values.items()
     ]
 
 
@@ -160,8 +146,10 @@ def _fp8_weights(name: str) -> list[Case]:
 
 
 _CASES: dict[str, Callable[[], list[Case]]] = {
-    "grouped_gemm": _grouped_gemm,
-    "grouped_swiglu": _grouped_swiglu,
+    "grouped_gemm": lambda: _bf16("b", _ROWS, "out_dtype", {", to bf16": BFLOAT16, ", to fp32": FLOAT32}),
+    "grouped_swiglu": lambda: _bf16(
+        "gate_up", _SWIGLU, "return_preactivation", {"": False, ", with the pre-activation": True}
+    ),
     "grouped_gemm_wgrad_": _grouped_gemm_wgrad,
     "fp8_gemm": lambda: _fp8("b", [([192], 0, 120, 830), ([192], 0, 248, 600)], experts=False),
     "grouped_gemm_fp8": lambda: _fp8("b", [([129, 0, 70], 67, 120, 830), ([129, 0, 70], 67, 248, 600)]),
