@@ -4,9 +4,8 @@
 #include "bindings/expert_arguments.h"
 #include "bindings/fp8_gemm_device.h"
 #include "bindings/fp8_scales.h"
+#include "bindings/quantize.h"
 #include "bindings/torch_glue.h"
-#include "common/integer_math.h"
-#include "cpu/quantize.h"
 
 namespace hunyuan_kernels {
 namespace {
@@ -78,6 +77,8 @@ Tensor fp8_linear_dgrad(const Tensor& grad_out, const Tensor& weight, const Tens
   check_dtype(op, "grad_out", grad_out, kFloats);
   check(weight_scale.dim() != 1 || weight_scale.size(0) == 1, op, "weight_scale",
         "is per channel; multiply grad_out by it and pass one scale");
+  if (DeviceCall call(op, grad_out); call)
+    return device::fp8_weights_gradient(op, call, grad_out, weight, weight_scale);
   return dense(op, {"grad_out", "[M, N]", "weight", "weight_scale"}, grad_out, kFloats, weight, std::nullopt,
                weight_scale, grad_out.scalar_type(), true);
 }
@@ -117,13 +118,6 @@ Tensor grouped_gemm_fp8(const Tensor& a, const Tensor& b, const Tensor& expert_o
   return out;
 }
 
-Tensor swiglu(const char* op, const GroupedArguments& in, ScalarType out_dtype) {
-  Tensor out = empty({in.a.size(0), in.b.rows / 2}, out_dtype, in.a);
-  cpu::grouped_swiglu_fp8(cpu::microkernels(), torch_threads(), rows_of(in.a), in.b, in.offsets, in.a_scale, in.b_scale,
-                          rows_of(out));
-  return out;
-}
-
 Tensor grouped_swiglu_fp8(const Tensor& a, const Tensor& gate_up, const Tensor& expert_offsets,
                           std::optional<Tensor> a_scale, const Tensor& b_scale, ScalarType out_dtype) {
   constexpr const char* op = "grouped_swiglu_fp8";
@@ -134,42 +128,27 @@ Tensor grouped_swiglu_fp8(const Tensor& a, const Tensor& gate_up, const Tensor& 
     return device::multiply_fp8(op, call, true, a, "gate_up", gate_up, expert_offsets, a_scale, b_scale,
                                 checked_out_dtype(op, out_dtype));
   const GroupedArguments in(op, a, gate_up, "gate_up", "[E, 2I, K]", expert_offsets, a_scale, b_scale, true);
-  return swiglu(op, in, checked_out_dtype(op, out_dtype));
+  Tensor out = empty({in.a.size(0), in.b.rows / 2}, checked_out_dtype(op, out_dtype), in.a);
+  cpu::grouped_swiglu_fp8(cpu::microkernels(), torch_threads(), rows_of(in.a), in.b, in.offsets, in.a_scale, in.b_scale,
+                          rows_of(out));
+  return out;
 }
 
 // The e4m3 results: those in fp32, quantized under `out_scale`, or without one in blocks of 1 x 128 whose scales are
-// put there.
+// put there. On a device by the same kernel where activations are e4m3, else by another one behind it.
 Tensor quantized_swiglu(const Tensor& a, const Tensor& gate_up, const Tensor& expert_offsets,
                         const std::optional<Tensor>& a_scale, const Tensor& b_scale, std::optional<Tensor>& out_scale) {
   constexpr const char* op = "grouped_swiglu_fp8";
-  const bool given = out_scale.has_value();
-  if (given) {
+  if (out_scale) {
     check_scale(op, "out_scale", *out_scale, "a", a);
     check(out_scale->numel() == 1, op, "out_scale", "has shape ", shape_text(*out_scale),
           "; one element is required, or None for fresh scales of 1 x 128 blocks");
   }
-  if (DeviceCall call(op, a); call)
+  if (DeviceCall call(op, a); call && !is_weight_only(op, a, a_scale))
     return device::multiply_fp8(op, call, true, a, "gate_up", gate_up, expert_offsets, a_scale, b_scale,
                                 ScalarType::Float8_e4m3fn, &out_scale);
-  const GroupedArguments in(op, a, gate_up, "gate_up", "[E, 2I, K]", expert_offsets, a_scale, b_scale, true);
-  const Tensor exact = swiglu(op, in, ScalarType::Float);
-  const int64_t rows = exact.size(0), columns = exact.size(1);
-  Tensor q = empty({rows, columns}, ScalarType::Float8_e4m3fn, in.a);
-  cpu::QuantizeArguments arguments{};
-  arguments.recipe = given ? QuantizeRecipe::tensor : QuantizeRecipe::block_1x128;
-  arguments.x = exact.const_data_ptr();
-  arguments.dtype = DType::float32;
-  arguments.matrices = 1, arguments.rows = rows, arguments.columns = columns, arguments.row_stride = columns;
-  arguments.q = data<float8_e4m3fn>(q);
-  if (given) {
-    arguments.static_scale = const_data<float>(*out_scale);
-  } else {
-    out_scale = empty_activation_scale(-1, rows, ceil_div(columns, kFp8ScaleBlock), in.a);
-    arguments.scale = data<float>(*out_scale);
-    arguments.scale_row_stride = 1, arguments.scale_column_stride = out_scale->stride(1);
-  }
-  cpu::quantize_fp8(arguments, torch_threads());
-  return q;
+  return quantize_activations(op, grouped_swiglu_fp8(a, gate_up, expert_offsets, a_scale, b_scale, ScalarType::Float),
+                              out_scale);
 }
 
 std::tuple<Tensor, Tensor> grouped_swiglu_fp8_quantized(const Tensor& a, const Tensor& gate_up,
@@ -207,21 +186,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
       "Tensor out_scale) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CPU, m) {
-  m.impl("fp8_gemm", TORCH_BOX(&hunyuan_kernels::fp8_gemm));
-  m.impl("fp8_linear", TORCH_BOX(&hunyuan_kernels::fp8_linear));
-  m.impl("fp8_linear_dgrad", TORCH_BOX(&hunyuan_kernels::fp8_linear_dgrad));
-  m.impl("grouped_gemm_fp8", TORCH_BOX(&hunyuan_kernels::grouped_gemm_fp8));
-  m.impl("grouped_swiglu_fp8", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8));
-  m.impl("grouped_swiglu_fp8_quantized", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_quantized));
-  m.impl("grouped_swiglu_fp8_static", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_static));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CUDA, m) {
-  m.impl("fp8_gemm", TORCH_BOX(&hunyuan_kernels::fp8_gemm));
-  m.impl("fp8_linear", TORCH_BOX(&hunyuan_kernels::fp8_linear));
-  m.impl("grouped_gemm_fp8", TORCH_BOX(&hunyuan_kernels::grouped_gemm_fp8));
-  m.impl("grouped_swiglu_fp8", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8));
-  m.impl("grouped_swiglu_fp8_quantized", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_quantized));
-  m.impl("grouped_swiglu_fp8_static", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_static));
-}
+#define HK_FP8_GEMM_FOR(backend)                                                                       \
+  STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, backend, m) {                                             \
+    m.impl("fp8_gemm", TORCH_BOX(&hunyuan_kernels::fp8_gemm));                                         \
+    m.impl("fp8_linear", TORCH_BOX(&hunyuan_kernels::fp8_linear));                                     \
+    m.impl("fp8_linear_dgrad", TORCH_BOX(&hunyuan_kernels::fp8_linear_dgrad));                         \
+    m.impl("grouped_gemm_fp8", TORCH_BOX(&hunyuan_kernels::grouped_gemm_fp8));                         \
+    m.impl("grouped_swiglu_fp8", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8));                     \
+    m.impl("grouped_swiglu_fp8_quantized", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_quantized)); \
+    m.impl("grouped_swiglu_fp8_static", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_static));       \
+  }
+HK_FP8_GEMM_FOR(CPU)
+HK_FP8_GEMM_FOR(CUDA)
+#undef HK_FP8_GEMM_FOR

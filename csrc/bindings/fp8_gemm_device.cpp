@@ -29,6 +29,9 @@ Tensor multiply_fp8(const char* op, DeviceCall& call, bool swiglu, const Tensor&
   check_rank(op, "a", a_given, 2, a_shape);
   check_dtype(op, "a", a_given, {ScalarType::Float8_e4m3fn});
   check_same_device(op, b_name, b_given, "a", a_given);
+  check(
+      b_given.dim() != grouped + 4, op, b_name, "has shape ", shape_text(b_given),
+      ", that of packed weights; on a GPU those go with bfloat16 activations, and e4m3 ones take weights as they were");
   check_rank(op, b_name, b_given, grouped ? 3 : 2, b_shape);
   check_dtype(op, b_name, b_given, {ScalarType::Float8_e4m3fn});
   check_shape(op, "a", a_given, {-1, b_given.size(grouped + 1)}, a_shape);

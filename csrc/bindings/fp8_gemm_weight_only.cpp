@@ -32,10 +32,14 @@ Extents extents_of(const char* op, const char* name, const Tensor& b, const char
 }  // namespace
 
 Tensor prepack_weights(const char* op, const Tensor& weights) {
-  check(weights.scalar_type() == ScalarType::Float8_e4m3fn, op, "weights", "has dtype ",
-        dtype_name(weights.scalar_type()), "; on a GPU: float8_e4m3fn. Others are read as they are there, unpacked");
+  check_dtype(op, "weights", weights, {ScalarType::BFloat16, ScalarType::Float8_e4m3fn});
   check(weights.dim() == 2 || weights.dim() == 3, op, "weights", "has shape ", shape_text(weights),
         "; required: [N, K] or [E, N, K]");
+  if (weights.scalar_type() == ScalarType::BFloat16) {  // the kernels read them in the order that they have
+    Tensor copy = stable::new_empty(weights, weights.sizes());
+    stable::copy_(copy, weights);
+    return copy;
+  }
   const int64_t d = weights.dim() - 2, rows = weights.size(d), depth = weights.size(d + 1);
   const int64_t columns = host::kWeightOnlyPackedColumns, deep = host::kWeightOnlyPackedDepth;
   check(rows % columns == 0 && depth % deep == 0, op, "weights", "has shape ", shape_text(weights),
@@ -108,6 +112,19 @@ Tensor multiply_fp8_weights(DeviceCall& call, const WeightOnlyNames& names, bool
     call.finish();
   }
   return out;
+}
+
+Tensor fp8_weights_gradient(const char* op, DeviceCall& call, const Tensor& grad_out, const Tensor& weight,
+                            const Tensor& weight_scale) {
+  check_same_device(op, "weight", weight, "grad_out", grad_out);
+  check(weight.dim() != 4, op, "weight", "has shape ", shape_text(weight),
+        ", that of packed weights; this op needs them as they were before hunyuan_kernels.prepack");
+  check_rank(op, "weight", weight, 2, "[N, K]");
+  // The transposed weights, copied since the kernels read along the depth, have the transposed blocks.
+  const Tensor scale = weight_scale.dim() == 2 ? stable::transpose(weight_scale, 0, 1) : weight_scale;
+  return multiply_fp8_weights(call, {op, "grad_out", "weight", "weight_scale"}, false,
+                              stable::to(grad_out, ScalarType::BFloat16), stable::transpose(weight, 0, 1), std::nullopt,
+                              scale, grad_out.scalar_type());
 }
 
 }  // namespace hunyuan_kernels::device

@@ -1,8 +1,10 @@
 // quantize_fp8: schema, checks, allocation.
-#include "cpu/quantize.h"
+#include "bindings/quantize.h"
+
 #include "bindings/device_call.h"
 #include "bindings/torch_glue.h"
 #include "common/integer_math.h"
+#include "cpu/quantize.h"
 #include "host/quantize.h"
 
 namespace hunyuan_kernels {
@@ -121,6 +123,19 @@ Tensor quantize_fp8_static(Tensor x_given, std::string recipe_name, Tensor scale
 }
 
 }  // namespace
+
+Tensor quantize_activations(const char* op, const Tensor& x, std::optional<Tensor>& scale) {
+  const Matrices m(x);
+  Tensor q = empty({m.rows, m.columns}, ScalarType::Float8_e4m3fn, x);
+  if (scale) {
+    run(op, QuantizeRecipe::tensor, x, m, q, torch::stable::reshape(*scale, {}), true);
+  } else {
+    scale = empty_activation_scale(-1, m.rows, ceil_div(m.columns, kScaleBlock), x);
+    run(op, QuantizeRecipe::block_1x128, x, m, q, *scale, false);
+  }
+  return q;
+}
+
 }  // namespace hunyuan_kernels
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {

@@ -72,7 +72,7 @@ class Decoder(nn.Module):
         self.gradient_checkpointing = False
         #: Of weights that are kept in FP8: scales of weight and input by the published name of a layer.
         self.fp8_scales: dict[str, tuple[float, float]] = {}
-        #: Whether :meth:`prepack` was called.
+        #: Whether :meth:`prepack` laid weights out.
         self.packed = False
         self.lm_head = None if config.tie_embeddings else nn.Parameter(torch.empty_like(self.embed_tokens))
         for name, parameter in self.named_parameters():
@@ -100,25 +100,25 @@ class Decoder(nn.Module):
         return super().train(mode)
 
     def prepack(self) -> "Decoder":
-        """Lays the weights out for the CPU's GEMMs, once and for good, one after the other; returns the model.
+        """Lays the weights out for their device's GEMMs, once and for good, one after the other; returns the model.
 
         For inference: a packed model cannot be trained or saved. Embedding, head and gates stay as they are, and so
-        does a model that is packed already.
+        does a model that is packed already. A GPU has an order for weights in FP8 under inputs that are not; it reads
+        all others as they are, and they stay so.
 
         Raises:
-            ValueError: ``hidden_size``, ``intermediate_size`` or a projection's width is no multiple of 16.
+            ValueError: on a CPU, ``hidden_size``, ``intermediate_size`` or a projection's width is no multiple of 16.
         """
+        on_cpu = self.embed_tokens.device.type == "cpu"
         sizes = {name: getattr(self.config, name) for name in ("hidden_size", "intermediate_size")}
         sizes["num_key_value_heads * head_dim"] = self.config.num_key_value_heads * self.config.head_dim
         for name, size in sizes.items():
-            if size % 16:
+            if on_cpu and size % 16:
                 raise ValueError(f"Decoder: {name} is {size}; a multiple of 16 is required for prepack")
         if not self.packed:
             self.eval()
-            for module in list(self.modules()):
-                if isinstance(module, (Linear, MoE)):
-                    module.prepack()
-            self.packed = True
+            changed = [module.prepack() for module in list(self.modules()) if isinstance(module, (Linear, MoE))]
+            self.packed = any(changed)
         return self
 
     def make_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KeyValueCache:

@@ -31,6 +31,20 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return hk.grouped_gemm(rows, weight.unsqueeze(0), one_group).unflatten(0, x.shape[:-1])
 
 
+def pack(weight: Tensor, fp8_inputs: bool) -> Tensor:
+    """The weight in the order of :func:`hunyuan_kernels.prepack`, or itself where its device reads it as it is.
+
+    A CPU has an order for all weights, a GPU for FP8 ones under inputs that are not FP8, too, with rows (gate and up
+    together) and columns in multiples of 32.
+    """
+    if weight.device.type == "cuda":
+        fits = weight.shape[-2] % 32 == weight.shape[-1] % 32 == 0
+        if weight.dtype != torch.float8_e4m3fn or fp8_inputs or not fits:
+            return weight
+    packed = hk.prepack(weight)
+    return packed if packed.dim() > weight.dim() else weight
+
+
 class Linear(nn.Module):
     """:func:`linear` with a weight ``[outputs, inputs]``, or with ``fp8`` once that is set: for inference."""
 
@@ -39,11 +53,15 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.fp8: Fp8Weight | None = None
 
-    def prepack(self) -> None:
-        """Lays the weight out by :func:`hunyuan_kernels.prepack`; for inference, and for good."""
-        self.weight = nn.Parameter(hk.prepack(self.weight), requires_grad=False)
+    def prepack(self) -> bool:
+        """Lays the weight out by :func:`pack`; for inference, and for good. Returns whether anything changed."""
+        packed = pack(self.weight, self.fp8 is not None and self.fp8.input_scale is not None)
+        if packed is self.weight:
+            return False
+        self.weight = nn.Parameter(packed, requires_grad=False)
         if self.fp8 is not None:
             self.fp8 = self.fp8._replace(weight=self.weight.detach())
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fp8 is None:

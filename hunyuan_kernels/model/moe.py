@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import hunyuan_kernels as hk
 from hunyuan_kernels.model.config import Config
+from hunyuan_kernels.model.linear import pack
 
 
 class MoE(nn.Module):
@@ -61,20 +62,30 @@ class MoE(nn.Module):
             gate_up_q.view(gate_up.shape), down_q, gate_up_scale.unflatten(0, (-1, 2)), down_scale, activations
         )
 
-    def prepack(self) -> None:
-        """Lays the weights out by :func:`hunyuan_kernels.prepack`; for inference, and for good."""
-        for name in ("experts_gate_up", "experts_down", "shared_gate_up", "shared_down"):
-            setattr(self, name, nn.Parameter(hk.prepack(self.get_parameter(name)), requires_grad=False))
-        for fp8, kind in (("fp8", "experts"), ("shared_fp8", "shared")):
-            experts: hk.Fp8Experts | None = getattr(self, fp8)
-            if experts is None:
-                continue
-            packed = [self.get_parameter(f"{kind}_{name}").detach() for name in ("gate_up", "down")]
-            if packed[0].dtype != torch.float8_e4m3fn:  # FP8 ones beside the parameters
-                packed = [hk.prepack(experts.gate_up), hk.prepack(experts.down)]
-            elif kind == "shared":
-                packed = [weight.unsqueeze(0) for weight in packed]
-            setattr(self, fp8, experts._replace(gate_up=packed[0], down=packed[1]))
+    def prepack(self) -> bool:
+        """Lays the weights out by :func:`pack`; for inference, and for good. Returns whether anything changed."""
+        changed = False
+        for kind, field in (("experts", "fp8"), ("shared", "shared_fp8")):
+            fp8: hk.Fp8Experts | None = getattr(self, field)
+            fp8_inputs = fp8 is not None and fp8.activations != "none"
+            own: dict[str, Tensor] = {}  # of fp8
+            for matrix in ("gate_up", "down"):
+                name = f"{kind}_{matrix}"
+                weight = self.get_parameter(name)
+                packed = pack(weight, fp8_inputs)
+                if packed is not weight:
+                    setattr(self, name, nn.Parameter(packed, requires_grad=False))
+                    changed = True
+                if fp8 is None:
+                    continue
+                if packed.dtype != torch.float8_e4m3fn:  # FP8 ones beside the parameters
+                    own[matrix] = pack(getattr(fp8, matrix), fp8_inputs)
+                    changed |= own[matrix] is not getattr(fp8, matrix)
+                else:
+                    own[matrix] = packed.detach().unsqueeze(0) if kind == "shared" else packed.detach()
+            if fp8 is not None:
+                setattr(self, field, fp8._replace(gate_up=own["gate_up"], down=own["down"]))
+        return changed
 
     def forward(self, x: Tensor, residual: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor, hk.Routing]:
         """x and residual ``[..., H]`` to ``residual + moe(x)``, the router's logits ``[T, E]``, and the routing.

@@ -7,8 +7,8 @@ What ``prepack`` made of weights may stand in their place: on the CPU, and on a 
 
 On a GPU (sm_90a) :func:`fp8_gemm`, :func:`grouped_gemm_fp8` and :func:`grouped_swiglu_fp8` take e4m3 activations; the
 last one quantizes its result, where asked to, before it leaves the registers. :func:`fp8_linear` and, with ``a_scale``
-None, the grouped ops take bf16 activations there. Weights that are not contiguous along K are copied. The rest is
-refused, the gradient of :func:`fp8_linear` among it.
+None, the grouped ops take bf16 activations there; fp32 ones are refused. Weights that are not contiguous along K are
+copied.
 """
 
 from typing import Any, NoReturn
@@ -67,8 +67,8 @@ def fp8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | N
     Raises:
         RuntimeError: a wrong dtype, device, rank or shape, a scale of a shape that is not listed.
 
-    Differentiable with respect to ``x`` and ``bias``; weights and scales are constants. Under autocast ``x`` is cast to
-    bfloat16.
+    Differentiable with respect to ``x`` and ``bias``; weights and scales are constants. On a GPU gradients are rounded
+    to bfloat16 before they are multiplied by the weights. Under autocast ``x`` is cast to bfloat16.
     """
     torch._check(x.dim() >= 1, lambda: "fp8_linear: x has no dimensions; required: [..., K]")
     x = to_autocast(x)

@@ -23,18 +23,21 @@ def prepack(weights: Tensor) -> Tensor:
 
     On a GPU (sm_90a) there is an order for float8_e4m3fn weights under bf16 activations, for ``fp8_linear``, ``moe``
     and, with ``a_scale`` None, ``grouped_gemm_fp8`` and ``grouped_swiglu_fp8``; the result has the same bits there,
-    packed or not. An order is that of the device on which it was made: copied to the other one, the ops refuse it.
+    packed or not. Weights under e4m3 activations are not to be packed there, and bfloat16 ones have the right order:
+    they are copied as they are. An order is that of the device on which it was made: copied to the other one, the ops
+    refuse it.
 
     Args:
         weights: ``[E, N, K]`` or ``[N, K]``, bfloat16, float32 or float8_e4m3fn, on the CPU, of any strides. N must be
             a multiple of 16, K of 2 for bfloat16 and of 4 for float8_e4m3fn; for SwiGLU the halves of N must be
-            multiples of 16. On a GPU: float8_e4m3fn, N (the halves) a multiple of 16, K of 32.
+            multiples of 16. On a GPU: bfloat16 of any size, or float8_e4m3fn, N (the halves) a multiple of 16, K of 32.
 
     Returns:
         ``[E, N / 16, K / w, 16, w]`` or ``[N / 16, K / w, 16, w]`` in the dtype of ``weights``, contiguous, with w the
         elements of 4 bytes: ``packed[e, p, l, c, i] = weights[e, 16 p + c, w l + i]``. float8_e4m3fn has that shape,
         too, but of every four columns the bytes lie as ``[i / 2][c][i % 2]``. On a GPU ``[E, N / 16, K / 32, 32, 16]``
-        or ``[N / 16, K / 32, 32, 16]``: ``reference.prepack.prepack_for_gpu`` is its definition.
+        or ``[N / 16, K / 32, 32, 16]``: ``reference.prepack.prepack_for_gpu`` is its definition; bfloat16 in the shape
+        of ``weights``.
 
     Raises:
         RuntimeError: a wrong dtype, device, rank or shape. Ops that need weights as they were (all gradients) say so.
@@ -74,11 +77,13 @@ def _(weights: Tensor) -> Tensor:
     )
     *experts, rows, columns = weights.shape
     if weights.device.type == "cuda":
+        if weights.dtype == torch.bfloat16:
+            return weights.new_empty(weights.shape)
         torch._check(
             weights.dtype == torch.float8_e4m3fn and rows % COLUMNS == 0 and columns % _GPU_DEPTH == 0,
             lambda: (
-                f"prepack: weights has shape {list(weights.shape)} and dtype {weights.dtype}; on a GPU float8_e4m3fn "
-                f"is required, N a multiple of {COLUMNS} and K of {_GPU_DEPTH}"
+                f"prepack: weights has shape {list(weights.shape)} and dtype {weights.dtype}; allowed on a GPU: "
+                f"bfloat16, or float8_e4m3fn with N a multiple of {COLUMNS} and K of {_GPU_DEPTH}"
             ),
         )
         return weights.new_empty((*experts, rows // COLUMNS, columns // _GPU_DEPTH, _LANES, _LANE_BYTES))

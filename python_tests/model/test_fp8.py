@@ -4,9 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
+from hunyuan_kernels import simulated_gpu
 from hunyuan_kernels.model import Config, Decoder, checkpoint, generate
 from hunyuan_kernels.testing.memory import MemoryProbe
+from python_tests.backends import needs_device_code
 from python_tests.model.test_decoder import tokens
 
 pytest.importorskip("safetensors.torch", reason="the package safetensors is not installed")
@@ -125,6 +128,37 @@ def test_packed_gives_the_same():
     assert model.packed
     assert model.prepack() is model
     assert all(p.dim() > 3 for name, p in model.named_parameters() if "proj" in name)
+
+
+@needs_device_code
+@pytest.mark.parametrize("fp8", [None, "none"])
+def test_packed_on_a_gpu(fp8, tmp_path):
+    """FP8 weights get the order of a GPU; bf16 ones have it."""
+    checkpoint.save(make(num_layers=2, intermediate_size=64).bfloat16(), tmp_path, "fp8")
+    model, want = (checkpoint.load(tmp_path, dtype=torch.bfloat16, fp8=fp8) for _ in range(2))
+    prompts = tokens(batch=1, length=5).tolist()
+    with simulated_gpu(check_races=False, split_warps=False) as gpu:
+        made = generate(model.prepack(), prompts, 2).tokens
+        assert model.packed == (fp8 is not None)
+        assert generate(want, prompts, 2).tokens == made
+    assert any("_packed" in report.kernel for report in gpu.reports) == (fp8 is not None)
+
+
+@pytest.mark.parametrize(("activations", "packs"), [(None, False), ("none", True), ("block_1x128", False)])
+@pytest.mark.parametrize("intermediate_size", [64, 40])
+def test_what_a_gpu_packs(activations, packs, intermediate_size):
+    """Without a GPU: tensors that have a device and no memory. Weights of other sizes are read as they are."""
+    packed = packs and intermediate_size == 64
+    with FakeTensorMode(), torch.device("cuda"):
+        model = make(intermediate_size=intermediate_size)
+        before = {name: parameter.shape for name, parameter in model.named_parameters()}
+        for layer in model.moe_layers():
+            layer.fp8 = None if activations is None else layer.quantized_experts(activations)
+        assert model.prepack() is model
+        assert {name: parameter.shape for name, parameter in model.named_parameters()} == before
+        for layer in model.moe_layers():
+            assert layer.fp8 is None or layer.fp8.gate_up.dim() == layer.fp8.down.dim() == (5 if packed else 3)
+    assert model.packed == packed
 
 
 @pytest.mark.parametrize(

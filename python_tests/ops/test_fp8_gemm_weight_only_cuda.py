@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import hunyuan_kernels as hk
+from hunyuan_kernels._ops import ops
 from hunyuan_kernels.reference import fp8_gemm as reference
 from hunyuan_kernels.reference import prepack as prepack_reference
 from hunyuan_kernels.testing.compare import compare_bounded, compare_exact
@@ -159,6 +160,50 @@ def test_order_of_packed_weights():
         assert torch.equal(bits(prepack_reference.unpack(packed)), bits(given.contiguous()))
 
 
+def test_bf16_weights_are_copied_as_they_are():
+    """A GPU reads them in the order that they have."""
+    weights = bf16(2, 24, 40)
+    for given in (weights, weights.mT, weights[:, ::3], weights[0], weights[:0]):
+        with hk.simulated_gpu():
+            packed = hk.prepack(given)
+        assert packed.is_contiguous()
+        assert packed.data_ptr() != given.data_ptr() or not given.numel()
+        assert torch.equal(packed, given)
+
+
+@packed_or_not
+@pytest.mark.parametrize("out_scale", [None, torch.tensor([0.001])], ids=["fresh", "static"])
+def test_quantized_swiglu(packed, out_scale):
+    """The bits that quantize_fp8 makes of the fp32 result, in a launch of its own."""
+    arguments = grouped("gate_up", "half blocks", SIZES, COLUMNS)
+    with hk.simulated_gpu() as gpu:
+        call = arguments | {"gate_up": hk.prepack(arguments["gate_up"]) if packed else arguments["gate_up"]}
+        exact = hk.grouped_swiglu_fp8(**call, out_dtype=torch.float32)
+        q, q_scale = hk.grouped_swiglu_fp8(**call, out_dtype=E4M3, out_scale=out_scale)
+    assert len(gpu.reports) == 3
+    recipe, static = ("block_1x128", None) if out_scale is None else ("tensor", out_scale.reshape(()))
+    want = hk.quantize_fp8(exact, recipe, static)
+    assert q.is_contiguous()
+    assert compare_exact("q", q, want[0])
+    assert compare_exact("scale", q_scale, want[1])
+
+
+@pytest.mark.parametrize("kind", [(), (140,), (2, 3)], ids=["tensor", "channel", "block"])
+def test_gradient_of_linear(kind):
+    """With respect to x, weights and scales being constants; products of bf16 gradients and e4m3 weights."""
+    weight, weight_scale, grad_out = e4m3(140, 320, seed=2), scale(*kind), bf16(9, 140, seed=6)
+    x = bf16(9, 320).requires_grad_()
+    with hk.simulated_gpu() as gpu:
+        hk.fp8_linear(x, weight, weight_scale).backward(grad_out)
+    assert [report.kernel.startswith("fp8_gemm_weight_only") for report in gpu.reports] == [True] * 2
+    weights = reference.dequantize_weights(weight[None], weight_scale[None])[0]
+    want, magnitude = grad_out.double() @ weights, grad_out.double().abs() @ weights.abs()
+    assert x.grad is not None
+    # Gradients that are multiplied by scales of channels are rounded to bf16 once more.
+    rounded = 2**-9 * magnitude if kind == (140,) else 0
+    assert ((x.grad.double() - want).abs() <= 2**-8 * want.abs() + 2**-20 * magnitude + rounded).all()
+
+
 @packed_or_not
 @pytest.mark.parametrize("ends", [[0, 1 << 30, -5, 90, 60], [-1, -1, 33, 2**31 - 1, 5], [50, 20, 0, 10, 95]])
 def test_wrong_offsets_stay_in_bounds(packed, ends: list[int]):
@@ -269,7 +314,19 @@ EXPERTS, GROUPS, TWO = e4m3(2, 32, 64), offsets_of([3, 1]), torch.ones(2)
             r"^fp8_linear: weight has shape \[2, 16, 16, 4\].*were packed for the CPU: call hunyuan_kernels.prepack",
         ),
         (lambda: hk.fp8_linear(X, hk.prepack(W)[:, ::2], WS), r"^fp8_linear: weight has shape .* are contiguous"),
-        (lambda: hk.prepack(W.bfloat16()), r"^prepack: weights has dtype bfloat16; on a GPU: float8_e4m3fn"),
+        (lambda: hk.prepack(W.float()), r"^prepack: weights has dtype float32; allowed: bfloat16, float8_e4m3fn"),
+        (
+            lambda: hk.fp8_gemm(W, hk.prepack(W), WS, WS),
+            r"^fp8_gemm: b has shape .*packed.* go with bfloat16 activations",
+        ),
+        (
+            lambda: ops.fp8_linear_dgrad(X[:, :32], hk.prepack(W), WS),
+            r"^fp8_linear_dgrad: weight has shape \[2, 2, 32, 16\], that of packed weights",
+        ),
+        (
+            lambda: hk.grouped_swiglu_fp8(X, EXPERTS, GROUPS, None, TWO, out_dtype=E4M3, out_scale=TWO),
+            r"^grouped_swiglu_fp8: out_scale has shape \[2\]; one element is required",
+        ),
         (lambda: hk.prepack(W[:17]), r"^prepack: weights has shape \[17, 64\]; on a GPU N must be a multiple of 16"),
         (lambda: hk.prepack(W[:, :48]), r"^prepack: weights has shape \[32, 48\].* and K of 32"),
         (lambda: hk.prepack(W[0]), r"^prepack: weights has shape \[64\]; required: \[N, K\] or \[E, N, K\]"),
