@@ -105,9 +105,9 @@ class KeyValueCache:
         if dtype not in DTYPES:
             raise ValueError(f"KeyValueCache: dtype is {dtype}; allowed: {', '.join(map(str, DTYPES))}")
         for name, value in (("batch", batch), ("capacity", capacity)):
-            if value < 1:
-                raise ValueError(f"KeyValueCache: {name} is {value}; at least 1 is required")
-        self.dtype, self.capacity = dtype, capacity
+            if type(value) is not int or value < 1:
+                raise ValueError(f"KeyValueCache: {name} is {value}; an integer of at least 1 is required")
+        self.config, self.dtype, self.capacity = config, dtype, capacity
         #: Tokens of each sequence that are stored.
         self.lengths = [0] * batch
         #: Tokens of each sequence in the pass that is under way.
@@ -157,8 +157,10 @@ class KeyValueCache:
         """Forgets the tokens at and past ``lengths``: those that were drafted and not accepted.
 
         Raises:
-            ValueError: a length that the sequence does not have.
+            ValueError: not one length for each sequence, or one that the sequence does not have.
         """
+        if len(lengths) != len(self.lengths):
+            raise ValueError(f"KeyValueCache: {len(lengths)} lengths come; the cache has {len(self.lengths)} sequences")
         for row, (new, old) in enumerate(zip(lengths, self.lengths, strict=True)):
             if not 0 <= new <= old:
                 raise ValueError(f"KeyValueCache: sequence {row} has {old} tokens; it cannot be cut to {new}")

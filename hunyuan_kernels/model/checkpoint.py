@@ -30,6 +30,8 @@ from hunyuan_kernels.model.fp8 import ACTIVATIONS, FP8, Part, use_fp8
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FORMS = ("experts", "packed", "fp8")
+#: Of tensors that are not in FP8: as stored, and as loaded.
+_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def save(
 ) -> list[Path]:
     """Writes config.json, the weights in files of up to ``shard_bytes``, and their index; returns the paths.
 
+    A single tensor larger than that has a file of its own.
+
     Files are written beside their place and moved there when all are whole: an error leaves what the folder held.
     What has to be made for a file, such as quantized weights, is in memory for one file at a time.
 
@@ -122,13 +126,16 @@ def save(
             represented, small ones coarsely.
 
     Raises:
-        ValueError: an unknown form; input scales that name no such layer, are not positive, or are for another form; a
-            packed model; one that is kept in FP8 in another form.
+        ValueError: an unknown form; no bytes for a file; input scales that name no such layer, are not positive, or are
+            for another form; a packed model; one that is kept in FP8 in another form; weights of another dtype than
+            bf16, fp32 and fp16.
         ModuleNotFoundError: the ``safetensors`` package is missing.
     """
     from safetensors.torch import save_file
 
     wanted = pieces(model.config, form)
+    if not shard_bytes >= 1:  # NaN, too
+        raise ValueError(f"checkpoint: shard_bytes is {shard_bytes}; at least 1 is required")
     if model.packed:
         raise ValueError("checkpoint: the model is packed; save it before prepack")
     if model.fp8_scales and form != "fp8":
@@ -137,6 +144,9 @@ def save(
     _check_input_scales(input_scales or {}, linear)
     given = {layer: scale for layer, (_, scale) in model.fp8_scales.items()} | dict(input_scales or {})
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for name, parameter in parameters.items():
+        if parameter.dtype not in (*_DTYPES.values(), torch.float16, *([FP8] if model.fp8_scales else [])):
+            raise ValueError(f"checkpoint: {name} has dtype {parameter.dtype}; allowed: bfloat16, float32, float16")
 
     def stored(name: str) -> dict[str, Tensor]:
         """A weight as it is written, with its scales. Made for one file at a time."""
@@ -206,6 +216,8 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():  # a pipe would wait for its writer
+            raise FileNotFoundError("no such file")
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint: {path} cannot be read: {error}") from None
@@ -271,8 +283,11 @@ def _headers(files: list[Path], where: dict[str, str] | None) -> tuple[dict[str,
                     raise ValueError(f"checkpoint: {name} is in {path.name}; {INDEX} says {where[name]}")
                 part = file.get_slice(name)
                 found[name] = _Stored(path, part.get_dtype(), list(part.get_shape()))
-                if name.endswith("_scale") and math.prod(found[name].shape) == 1:
+                scalar = found[name].dtype in _DTYPES and math.prod(found[name].shape) == 1
+                if name.endswith("_scale") and scalar:
                     scales[name] = float(file.get_tensor(name))  # may be in another file than the weight
+    if where is not None and (lacking := set(where) - set(found)):
+        raise ValueError(f"checkpoint: {INDEX} names tensors that its files lack: {_some(lacking)}")
     return found, scales
 
 
@@ -301,7 +316,7 @@ def _check_tensors(
     of_linear = {scale for name in linear for scale in _scale_names(name)}
     for name in (*wanted, *of_linear):
         _, kind, shape = found[name]
-        allowed = ["F8_E4M3"] if name in linear else ["BF16", "F32", "F16"]
+        allowed = ["F8_E4M3"] if name in linear else list(_DTYPES)
         if kind not in allowed:
             raise ValueError(f"checkpoint: {name} has dtype {kind}; allowed: {', '.join(allowed)}")
         required = list(parameters[wanted[name].parameter][wanted[name].part].shape) if name in wanted else []
@@ -309,9 +324,6 @@ def _check_tensors(
             raise ValueError(f"checkpoint: {name} has shape {shape}; required: {required}")
         if name in of_linear and not 0 < scales[name] < math.inf:  # NaN, too
             raise ValueError(f"checkpoint: {name} is {scales[name]}; a positive number is required")
-
-
-_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float32}
 
 
 def load(folder: str | Path, *, dtype: torch.dtype | None = None, fp8: str | None = None) -> Decoder:

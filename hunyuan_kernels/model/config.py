@@ -1,6 +1,5 @@
 """Sizes of the decoder."""
 
-import math
 from dataclasses import dataclass, fields, replace
 
 _WHOLE = (
@@ -16,6 +15,7 @@ _WHOLE = (
     "cla_share_factor",
 )
 _POSITIVE = ("rope_theta", "rope_alpha", "norm_epsilon")
+_LARGEST = 2**31 - 1
 
 
 def _is_number(value: object) -> bool:
@@ -64,10 +64,11 @@ class Config:
         for field in fields(self):
             value = getattr(self, field.name)
             numbers = value if isinstance(value, tuple) else (value,)
-            if field.name in _WHOLE and not all(type(n) is int and n >= 1 for n in numbers):
-                raise ValueError(f"Config: {field.name} is {value!r}; an integer of at least 1 is required")
-            if field.name in _POSITIVE and not (_is_number(value) and 0 < value < math.inf):
-                raise ValueError(f"Config: {field.name} is {value!r}; a positive number is required")
+            if field.name in _WHOLE and not all(type(n) is int and 1 <= n <= _LARGEST for n in numbers):
+                raise ValueError(f"Config: {field.name} is {value!r}; an integer from 1 to {_LARGEST} is required")
+            # Within these bounds theta * alpha ** (d / (d - 2)) neither overflows nor vanishes.
+            if field.name in _POSITIVE and not (_is_number(value) and 1e-100 <= value <= 1e100):
+                raise ValueError(f"Config: {field.name} is {value!r}; a positive number, 1e-100 to 1e100, is required")
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"Config: num_heads is {self.num_heads}; a multiple of num_key_value_heads, "
@@ -86,9 +87,12 @@ class Config:
         for name in ("attention_dropout", "hidden_dropout"):
             if not (_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1):
                 raise ValueError(f"Config: {name} is {getattr(self, name)!r}; a probability below 1 is required")
-        if self.capacity_factor is not None and not (_is_number(self.capacity_factor) and self.capacity_factor > 0):
+        if not isinstance(self.tie_embeddings, bool):
+            raise ValueError(f"Config: tie_embeddings is {self.tie_embeddings!r}; True or False is required")
+        factor = self.capacity_factor
+        if factor is not None and not (_is_number(factor) and 0 < factor <= _LARGEST):
             raise ValueError(
-                f"Config: capacity_factor is {self.capacity_factor!r}; a positive number or None is allowed"
+                f"Config: capacity_factor is {factor!r}; a positive number up to {_LARGEST} or None is allowed"
             )
         if self.overflow not in ("recycle", "drop"):
             raise ValueError(f"Config: overflow is {self.overflow!r}; allowed: 'recycle', 'drop'")

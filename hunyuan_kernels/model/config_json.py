@@ -47,12 +47,26 @@ def _rope(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(rope, dict):
         raise ValueError(f"checkpoint: config.json has rope_scaling {rope!r}; an object or null is required")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    plain = rope.get("alpha") or rope.get("factor", 1.0) == 1
-    if kind not in ("default", "dynamic") or not plain:
+    alpha = rope.get("alpha")
+    known = kind == "dynamic" if alpha else kind in ("default", "dynamic") and rope.get("factor", 1.0) == 1
+    if not known:
         raise ValueError(
             f"checkpoint: config.json has rope_scaling {rope!r}; type 'default', or 'dynamic' with alpha, is required"
         )
     return rope
+
+
+def _head_dim(values: dict[str, Any]) -> Any:
+    """As stated, else the share of a head in the hidden size."""
+    if values.get("head_dim") is not None:
+        return values["head_dim"]
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
+        raise ValueError(
+            f"checkpoint: config.json has no head_dim, and hidden_size {hidden!r} with num_attention_heads {heads!r}; "
+            "a multiple of the heads is required then"
+        )
+    return hidden // heads
 
 
 def config_from_json(values: dict[str, Any]) -> Config:
@@ -79,14 +93,14 @@ def config_from_json(values: dict[str, Any]) -> Config:
         value = values.get(name, 1)
         if not isinstance(value, list):
             return value
-        return value[0] if len(set(value)) == 1 and len(value) == layers else tuple(value)
+        return value[0] if len(value) == layers and all(n == value[0] for n in value) else tuple(value)
 
     top_k = by_layer("moe_topk")
     recycle = top_k == 1
     return Config(
         **numbers,
         num_key_value_heads=values.get("num_key_value_heads") or numbers["num_heads"],
-        head_dim=values.get("head_dim") or numbers["hidden_size"] // numbers["num_heads"],
+        head_dim=_head_dim(values),
         num_experts=by_layer("num_experts"),
         top_k=top_k,
         capacity_factor=1.0 if recycle else None,

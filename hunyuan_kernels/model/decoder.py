@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -139,6 +140,36 @@ class Decoder(nn.Module):
             return Positions(rope, causal=False)  # one query, and no key comes after it
         return Positions(rope, causal_mask(at.expand(tokens.shape), cache.length_after))
 
+    def _embed(self, tokens: Tensor, cache: KeyValueCache | None, num_tokens: Sequence[int] | None) -> Tensor:
+        """Rows of the embedding. The arguments of a pass are checked here, before anything is computed or cached."""
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"Decoder: tokens is {tokens.dtype} {list(tokens.shape)}; required: int64 [B, T]")
+        if cache is None and num_tokens is not None:
+            raise ValueError(
+                "Decoder: num_tokens goes with a cache; without one, later tokens change no earlier logits"
+            )
+        if cache is not None:
+            if self.training or torch.is_grad_enabled():
+                raise RuntimeError(
+                    "Decoder: a cache has no gradients; call eval(), and the model under torch.no_grad()"
+                )
+            if cache.config != self.config:
+                raise ValueError("Decoder: the cache is for another config; make_cache gives one for this model")
+            counts = [tokens.shape[1]] * tokens.shape[0] if num_tokens is None else list(map(index, num_tokens))
+            if len(counts) != tokens.shape[0] or not all(0 <= count <= tokens.shape[1] for count in counts):
+                raise ValueError(
+                    f"Decoder: num_tokens is {counts}; required: for each of {tokens.shape[0]} rows of tokens a number "
+                    f"from 0 to {tokens.shape[1]}"
+                )
+            cache.begin(counts)
+        try:
+            return F.embedding(tokens, self.embed_tokens)
+        except IndexError:
+            raise ValueError(
+                f"Decoder: tokens has numbers from {int(tokens.min())} to {int(tokens.max())}; allowed: 0 to "
+                f"{self.config.vocabulary_size - 1}"
+            ) from None
+
     def hidden(
         self,
         tokens: Tensor,
@@ -151,12 +182,8 @@ class Decoder(nn.Module):
 
         Arguments as those of ``forward``.
         """
-        if cache is not None:
-            if num_tokens is not None and max(num_tokens) > tokens.shape[1]:
-                raise ValueError(f"Decoder: num_tokens is {list(num_tokens)}; tokens has {tokens.shape[1]} columns")
-            cache.begin([tokens.shape[1]] * tokens.shape[0] if num_tokens is None else num_tokens)
+        x = self._embed(tokens, cache, num_tokens)
         positions = self._positions(tokens, cache)
-        x = F.embedding(tokens, self.embed_tokens)
         key_value: KeyValue | Fp8KeyValue | None = None
         router_logits, routings = [], []
         for i, layer in enumerate(self.layers):
@@ -189,8 +216,13 @@ class Decoder(nn.Module):
         """Logits of the token after each of ``tokens [B, T]`` (int64).
 
         ``seed`` makes recycling reproducible; every layer gets one of its own from it. None draws them. With a
-        ``cache``, the tokens follow those that it holds and are added to it. Sequences of different lengths are padded
-        at their end, with anything: ``num_tokens`` says how many tokens of each row count.
+        ``cache``, in inference alone, the tokens follow those that it holds and are added to it. Sequences of different
+        lengths are padded at their end, with any token: ``num_tokens`` says how many of each row the cache takes.
+
+        Raises:
+            ValueError: tokens of another shape or dtype, or outside the vocabulary; a cache of another config or too
+                small; numbers of tokens that do not fit. The cache then holds what it held.
+            RuntimeError: a cache in training mode, or where gradients are recorded.
         """
         hidden, router_logits, routings = self.hidden(tokens, seed=seed, cache=cache, num_tokens=num_tokens)
         losses = [hk.load_balancing_loss(*of_layer) for of_layer in zip(router_logits, routings, strict=True)]

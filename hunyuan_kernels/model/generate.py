@@ -1,6 +1,7 @@
 """Generation: greedy and sampling, in batches, with prompt-lookup parallel decoding."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,13 +55,25 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probability, order = (logits.float() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    logits = logits.float() - logits.amax(-1, keepdim=True)  # the largest stays finite under any temperature
+    temperature = max(temperature, torch.finfo(torch.float32).tiny)
+    probability, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         probability[..., top_k:] = 0
     before = probability.cumsum(-1) - probability
-    probability = probability.masked_fill(before >= top_p * probability.sum(-1, keepdim=True), 0)
+    left_out = before >= top_p * probability.sum(-1, keepdim=True)
+    left_out[..., 0] = False  # also where top_p vanishes in fp32
+    probability = probability.masked_fill(left_out, 0)
     chosen = torch.multinomial(probability.flatten(0, -2), 1, generator=generator)
     return order.gather(-1, chosen.view(*order.shape[:-1], 1)).squeeze(-1)
+
+
+def _numbers(prompts: Iterable[Iterable[int]]) -> list[list[int]]:
+    """Of tensors and arrays, too."""
+    try:
+        return [[operator.index(token) for token in prompt] for prompt in prompts]
+    except TypeError:
+        raise ValueError("generate: prompts is no sequence of texts, each a sequence of integers") from None
 
 
 def _check(
@@ -82,12 +95,12 @@ def _check(
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             raise ValueError(f"generate: prompt {row} has tokens outside 0 to {vocabulary - 1}")
     for name, value, least in (("new_tokens", new_tokens, 1), ("draft", draft, 0), ("chunk", chunk, 1)):
-        if value < least:
-            raise ValueError(f"generate: {name} is {value}; at least {least} is required")
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"generate: {name} is {value}; an integer of at least {least} is required")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"generate: temperature is {temperature}; 0 (greedy) or a positive number is required")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"generate: top_k is {top_k}; at least 1 or None is required")
+    if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+        raise ValueError(f"generate: top_k is {top_k}; an integer of at least 1 or None is required")
     if not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p is {top_p}; above 0 and up to 1 is allowed")
     if draft and temperature:
@@ -147,6 +160,7 @@ def generate(
     Raises:
         ValueError: an argument out of its range, named.
     """
+    prompts = _numbers(prompts)
     _check(model, prompts, new_tokens, temperature, top_k, top_p, draft, chunk)
     cache = model.make_cache(len(prompts), max(map(len, prompts)) + new_tokens, cache_dtype)
     texts = [list(prompt) for prompt in prompts]

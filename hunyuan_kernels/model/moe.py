@@ -40,7 +40,7 @@ class MoE(nn.Module):
         factor = self.config.capacity_factor
         if factor is None or not self.training:
             return None
-        return math.ceil(factor * tokens * self.top_k / self.gate.shape[0])
+        return min(tokens, math.ceil(factor * tokens * self.top_k / self.gate.shape[0]))
 
     def quantized_experts(self, activations: str = "none") -> hk.Fp8Experts:
         """The routed experts in FP8, to be set as ``fp8``. Gate and up are scaled apart.

@@ -17,6 +17,13 @@ from hunyuan_kernels.model.decoder import Decoder
 EXPERT_LEARNING_RATE_RATIO = 0.31
 
 
+def _check_range(op: str, largest: float = math.inf, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= largest or value == math.inf:  # NaN, too
+            allowed = "a number from 0 on" if largest == math.inf else f"a number from 0 to {largest}"
+            raise ValueError(f"{op}: {name} is {value}; {allowed} is required")
+
+
 def parameter_groups(
     model: Decoder,
     learning_rate: float,
@@ -24,7 +31,12 @@ def parameter_groups(
     expert_ratio: float = EXPERT_LEARNING_RATE_RATIO,
     weight_decay: float = 0.1,
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: routed experts with their own learning rate, gains of norms without decay."""
+    """Groups for a torch optimizer: routed experts with their own learning rate, gains of norms without decay.
+
+    Raises:
+        ValueError: a rate, ratio or decay that is negative or not finite.
+    """
+    _check_range("parameter_groups", learning_rate=learning_rate, expert_ratio=expert_ratio, weight_decay=weight_decay)
     experts: list[Tensor] = []
     matrices: list[Tensor] = []
     gains: list[Tensor] = []
@@ -49,7 +61,13 @@ def expert_learning_rate_ratio(batch: float, noise_batch: float, num_experts: in
     Equation 1 of the Hunyuan-Large report (arXiv 2411.02265). For :math:`B \ll B_{noise}` it is :math:`n^{-1/2}`, a
     quarter for 16 experts. The 0.31 that the report uses is :data:`EXPERT_LEARNING_RATE_RATIO`; it does not state a
     batch for which the equation gives that number.
+
+    Raises:
+        ValueError: an argument that is not positive and finite.
     """
+    for name, value in (("batch", batch), ("noise_batch", noise_batch), ("num_experts", num_experts)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"expert_learning_rate_ratio: {name} is {value}; a positive number is required")
 
     def relative(b: float) -> float:
         return 2 / (math.sqrt(noise_batch / b) + math.sqrt(b / noise_batch))
@@ -63,15 +81,23 @@ def learning_rate_factor(
     """Linear warm-up, a cosine down to ``decayed``, and at the end a linear annealing to ``final``.
 
     ``warmup`` and ``anneal`` are shares of the steps. A tenth of the peak at the end of the last 5% is what the
-    Hunyuan-Large report states; it does not state where the decay ends.
+    Hunyuan-Large report states; it does not state where the decay ends. Past the last step it stays as it is there.
+
+    Raises:
+        ValueError: no steps, a negative step, a share or factor outside 0 to 1, warm-up and annealing that overlap.
     """
+    if steps < 1 or step < 0:
+        raise ValueError(f"learning_rate_factor: step is {step} of {steps}; required: at least 0 of at least 1")
+    _check_range("learning_rate_factor", 1, warmup=warmup, anneal=anneal, decayed=decayed, final=final)
+    if warmup + anneal > 1:
+        raise ValueError(f"learning_rate_factor: warmup is {warmup} and anneal {anneal}; together at most 1 is allowed")
     warm = max(1, int(warmup * steps))
     last = int(anneal * steps)
     if step < warm:
         return (step + 1) / warm
     if last and step >= steps - last:
         return decayed + (final - decayed) * min(1.0, (step - (steps - last) + 1) / last)
-    progress = (step - warm) / max(1, steps - last - warm)
+    progress = min(1.0, (step - warm) / max(1, steps - last - warm))
     return decayed + (1 - decayed) / 2 * (1 + math.cos(math.pi * progress))
 
 
@@ -103,11 +129,25 @@ def train(
 
     The loss is the cross-entropy of the next token plus ``balance_weight`` times the load balancing loss. ``seed`` is
     that of recycling.
+
+    Raises:
+        ValueError: with the first step: no steps, a learning rate or weight that is negative or not finite; a batch of
+            another shape, without anything to predict, or with tokens outside the vocabulary. It changes no parameter.
     """
+    if steps < 1:
+        raise ValueError(f"train: steps is {steps}; at least 1 is required")
+    _check_range("train", learning_rate=learning_rate, balance_weight=balance_weight)
     optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate), betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
     model.train()
     for step, batch in zip(range(steps), batches, strict=False):
+        if batch.dim() != 2 or batch.shape[0] < 1 or batch.shape[1] < 2:
+            raise ValueError(f"train: batch has shape {list(batch.shape)}; required: [B, T + 1], B and T at least 1")
+        if not 0 <= int(batch.min()) <= int(batch.max()) < model.config.vocabulary_size:
+            raise ValueError(
+                f"train: batch has tokens from {int(batch.min())} to {int(batch.max())}; allowed: 0 to "
+                f"{model.config.vocabulary_size - 1}"
+            )
         out = model(batch[:, :-1], seed=seed * steps + step)
         loss = F.cross_entropy(out.logits.flatten(0, 1), batch[:, 1:].flatten())
         (loss + balance_weight * out.balance_loss).backward()

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from hunyuan_kernels.model import Config, Decoder, KeyValueCache, preset
+from hunyuan_kernels.model import Config, KeyValueCache, preset
 from hunyuan_kernels.testing.memory import MemoryProbe
 from python_tests.model.test_decoder import CONFIG, make, tokens
 
@@ -123,7 +123,9 @@ def test_fp8_elements_are_within_their_rounding():
     ("call", "message"),
     [
         (lambda c: KeyValueCache(CONFIG, 1, 4, dtype=torch.float16), "dtype is torch.float16; allowed: torch.bfloat16"),
-        (lambda c: KeyValueCache(CONFIG, 0, 4), "batch is 0; at least 1"),
+        (lambda c: KeyValueCache(CONFIG, 0, 4), "batch is 0; an integer of at least 1"),
+        (lambda c: KeyValueCache(CONFIG, 1, 2.5), "capacity is 2.5; an integer of at least 1"),
+        (lambda c: c.truncate([0]), "1 lengths come; the cache has 2 sequences"),
         (lambda c: c.begin([5, 1]), "sequence 0 has 0 tokens and 5 come; capacity is 4"),
         (lambda c: c.begin([1]), "1 sequences come; the cache is for 2"),
         (lambda c: c.truncate([0, 1]), "sequence 1 has 0 tokens; it cannot be cut to 1"),
@@ -134,9 +136,37 @@ def test_bad_input(call, message):
         call(KeyValueCache(CONFIG, 2, 4))
 
 
-def test_a_pass_that_does_not_fit_leaves_the_cache_as_it_was():
-    model = Decoder(CONFIG).eval()
-    cache = model.make_cache(3, 10)
-    with pytest.raises(ValueError, match="16 come; capacity is 10"):
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": tokens(length=20)}, "KeyValueCache: sequence 0 has 5 tokens and 20 come; capacity is 24"),
+        ({"tokens": tokens() + 40}, "Decoder: tokens has numbers from 41 to 79; allowed: 0 to 39"),
+        ({"tokens": tokens()[:2]}, "KeyValueCache: 2 sequences come; the cache is for 3"),
+        ({"tokens": tokens()[:1], "num_tokens": [1, 1, 1]}, r"num_tokens is \[1, 1, 1\]; required: for each of 1 rows"),
+        ({"num_tokens": [1, 17, 1]}, r"num_tokens is \[1, 17, 1\]; required: .* a number from 0 to 16"),
+        ({"num_tokens": []}, r"num_tokens is \[\]; required: for each of 3 rows"),
+        ({"cache": KeyValueCache(Config(), 3, 24)}, "the cache is for another config; make_cache gives one"),
+    ],
+)
+def test_a_refused_pass_leaves_the_cache_as_it_was(changes, message):
+    model, first = model_with_gains(), tokens(length=5, seed=2)
+    cache = model.make_cache(3, 24)
+    model(first, cache=cache)
+    arguments = {"tokens": tokens(), "cache": cache} | changes
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
+    assert cache.lengths == [5, 5, 5]
+    got = model(tokens(length=4), cache=cache).logits
+    torch.testing.assert_close(got, model(torch.cat((first, tokens(length=4)), 1)).logits[:, 5:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_is_for_inference():
+    model = model_with_gains()
+    cache = model.make_cache(3, 16)
+    with pytest.raises(RuntimeError, match=r"Decoder: a cache has no gradients; call eval\(\), and the model under"):
         model(tokens(), cache=cache)
-    assert cache.lengths == [0, 0, 0]
+    with pytest.raises(RuntimeError, match="Decoder: a cache has no gradients"), torch.no_grad():
+        model.train()(tokens(), cache=cache)
+    with pytest.raises(ValueError, match="Decoder: num_tokens goes with a cache"):
+        model(tokens(), num_tokens=[1, 2, 3])

@@ -1,6 +1,8 @@
 """Checkpoints: the published names, both ways, and what is refused."""
 
 import json
+import os
+import struct
 import sys
 from functools import partial
 
@@ -232,6 +234,39 @@ def change_index(folder, function):
     (folder / checkpoint.INDEX).write_text(json.dumps(index))
 
 
+def change_header(folder, function):
+    """Of the first file, as bytes: what comes out need not be one."""
+    data = first_file(folder).read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    changed = json.dumps(function(json.loads(data[8 : 8 + size]))).encode()
+    first_file(folder).write_bytes(struct.pack("<Q", len(changed)) + changed + data[8 + size :])
+
+
+def change_header_size(folder, size):
+    first_file(folder).write_bytes(struct.pack("<Q", size) + first_file(folder).read_bytes()[8:])
+
+
+def put_into_second_file(folder):
+    second = sorted(folder.glob("*.safetensors"))[1]
+    safetensors.save_file(safetensors.load_file(second) | {NORM: torch.ones(32)}, second)
+
+
+def remove_everywhere(folder):
+    change(folder, lambda t: t.pop(NORM))
+    change_index(folder, lambda m: m.pop(NORM))
+
+
+def replace_by_link(folder, target):
+    name = first_file(folder)
+    name.unlink()
+    name.symlink_to(target)
+
+
+def replace_config_by_pipe(folder):
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+
 NORM = "model.norm.weight"
 
 
@@ -241,7 +276,7 @@ NORM = "model.norm.weight"
         (lambda f: first_file(f).write_bytes(first_file(f).read_bytes()[:-9]), "is not a whole safetensors file"),
         (lambda f: first_file(f).write_bytes(b"abc"), "is not a whole safetensors file"),
         (lambda f: torch.save({"a": torch.ones(3)}, first_file(f)), "is not a whole safetensors file"),
-        (lambda f: change(f, lambda t: t.pop(NORM)), f"missing tensors: {NORM}"),
+        (remove_everywhere, f"missing tensors: {NORM}"),
         (lambda f: change(f, lambda t: t.update(more=torch.ones(1))), "this model has no place for: more"),
         (
             lambda f: change(f, lambda t: t.update({NORM: torch.ones(7)})),
@@ -266,9 +301,33 @@ NORM = "model.norm.weight"
             "norm.weight is in model-00001.* says model-00002",
         ),
         (lambda f: first_file(f).unlink(), "which is not in"),
+        (lambda f: replace_by_link(f, "nowhere"), "which is not in"),
+        (lambda f: replace_by_link(f, f), "which is not in"),
+        (lambda f: replace_by_link(f, "/dev/zero"), "which is not in"),
+        (put_into_second_file, f"{NORM} is in more than one file, model-00002.* is one of them"),
+        (lambda f: change(f, lambda t: t.pop(NORM)), f"names tensors that its files lack: {NORM}"),
+        (lambda f: change_index(f, lambda m: m.update(more=m[NORM])), "names tensors that its files lack: more"),
+        (lambda f: change_index(f, lambda m: m.clear()), "config.json has 4 layers; the files hold 0 tensors"),
+        (lambda f: change_header_size(f, 2**63), "is not a whole safetensors file"),
+        (lambda f: change_header_size(f, 10**9), "is not a whole safetensors file"),
+        (lambda f: change_header_size(f, 10), "is not a whole safetensors file"),
+        (lambda f: change_header_size(f, 0), "is not a whole safetensors file"),
+        (lambda f: change_header(f, lambda h: {**h, NORM: {**h[NORM], "shape": [-32]}}), "is not a whole safetens"),
+        (lambda f: change_header(f, lambda h: {**h, NORM: {**h[NORM], "shape": [2**40, 2**40]}}), "is not a whole"),
+        (lambda f: change_header(f, lambda h: {**h, NORM: {**h[NORM], "dtype": "F4"}}), "is not a whole safetensors"),
+        (lambda f: change_header(f, lambda h: {**h, NORM: {**h[NORM], "data_offsets": [0, 10**12]}}), "is not a whole"),
+        (lambda f: change_header(f, lambda h: h | {NORM: h["model.embed_tokens.weight"]}), "is not a whole safetens"),
+        (lambda f: change(f, lambda t: t.update(x_scale=torch.tensor(1j))), "this model has no place for: x_scale"),
+        (replace_config_by_pipe, "config.json cannot be read: no such file"),
         (lambda f: (f / "config.json").write_text("{}"), "config.json lacks vocab_size"),
         (lambda f: change_config(f, num_hidden_layers=10**9), "config.json has 1000000000 layers; the files hold"),
-        (lambda f: change_config(f, hidden_size=10**30), "config.json describes .* parameters; the files hold"),
+        (lambda f: change_config(f, hidden_size=10**9), "config.json describes .* parameters; the files hold"),
+        (lambda f: change_config(f, head_dim=None, num_attention_heads=0), "hidden_size 32 with num_attention_heads 0"),
+        (
+            lambda f: change_config(f, head_dim=None, num_attention_heads="4"),
+            "with num_attention_heads '4'; a multiple",
+        ),
+        (lambda f: change_config(f, rope_scaling={"type": "default", "alpha": 9.0}), "'default'.*with alpha, is requi"),
         (lambda f: change_config(f, rope_scaling="yes"), "rope_scaling 'yes'; an object or null is required"),
         (lambda f: change_config(f, rope_scaling={"type": "yarn", "factor": 4.0}), "'yarn'.*; type 'default', or"),
         (lambda f: change_config(f, rope_scaling={"type": "dynamic", "factor": 4.0}), "'dynamic'.*with alpha, is req"),
@@ -290,7 +349,12 @@ def test_what_is_refused(saved, spoil, message):
         ({"num_hidden_layers": "4"}, "num_layers is '4'; an integer"),
         ({"num_hidden_layers": True}, "num_layers is True; an integer"),
         ({"hidden_size": 32.0}, "hidden_size is 32.0; an integer"),
-        ({"vocab_size": -1}, "vocabulary_size is -1; an integer of at least 1"),
+        ({"vocab_size": -1}, "vocabulary_size is -1; an integer from 1 to"),
+        ({"vocab_size": 10**4000}, "vocabulary_size is 10+; an integer from 1 to"),
+        ({"num_experts": [[8]] * 4}, r"num_experts is \[8\]; an integer from 1 to"),
+        ({"rope_theta": 10**400}, "rope_theta is 10+; a positive number, 1e-100 to 1e100"),
+        ({"rope_scaling": {"type": "dynamic", "alpha": 1e308}}, "rope_alpha is 1e.308; a positive number"),
+        ({"tie_word_embeddings": "no"}, "tie_embeddings is 'no'; True or False"),
         ({"num_experts": [8, "8", 8, 8]}, r"num_experts is \(8, '8', 8, 8\); an integer"),
         ({"head_dim": [8]}, r"head_dim is \[8\]; an integer"),
         ({"rope_theta": float("nan")}, "rope_theta is nan; a positive number"),
@@ -311,6 +375,38 @@ def test_pickles_are_not_read(tmp_path):
         checkpoint.load(tmp_path)
 
 
-def test_unknown_form(tmp_path):
-    with pytest.raises(ValueError, match="form is 'gguf'; allowed: 'experts', 'packed', 'fp8'"):
-        checkpoint.save(Decoder(CONFIG), tmp_path, "gguf")
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (make(), {"form": "gguf"}, "form is 'gguf'; allowed: 'experts', 'packed', 'fp8'"),
+        (make(), {"shard_bytes": 0}, "shard_bytes is 0; at least 1 is required"),
+        (make(), {"shard_bytes": float("nan")}, "shard_bytes is nan; at least 1 is required"),
+        (make().double(), {}, "embed_tokens has dtype torch.float64; allowed: bfloat16, float32, float16"),
+    ],
+)
+def test_refused_saves(tmp_path, model, options, message):
+    with pytest.raises(ValueError, match=f"checkpoint: {message}"):
+        checkpoint.save(model, tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_files_may_be_links(saved, tmp_path_factory):
+    """As the hub's cache has them: only the index is to stay within the folder."""
+    blob = tmp_path_factory.mktemp("blobs") / "0123"
+    name = first_file(saved)
+    name.rename(blob)
+    name.symlink_to(blob)
+    assert checkpoint.load(saved).config == CONFIG
+
+
+def test_head_dim_may_be_left_to_the_hidden_size(saved):
+    change_config(saved, head_dim=None)
+    assert checkpoint.load(saved).config.head_dim == CONFIG.head_dim
+
+
+@pytest.mark.parametrize("value", [1j, float("nan"), 0.0, -1.0, float("inf")])
+def test_hostile_scales_of_dequantized_weights(tmp_path, value):
+    checkpoint.save(make(), tmp_path, "fp8")
+    change(tmp_path, lambda t: t.update({f"{LAYER}.up_proj.weight_scale": torch.tensor(value)}))
+    with pytest.raises(ValueError, match=f"checkpoint: {LAYER}.up_proj.weight_scale (is|has dtype) "):
+        checkpoint.load(tmp_path)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hunyuan_kernels.model import Config, Decoder, preset
+from hunyuan_kernels.model.rope import rope_tables
 
 SMALL = {"vocabulary_size": 19, "hidden_size": 24, "num_heads": 4, "head_dim": 6, "intermediate_size": 10}
 
@@ -46,21 +47,40 @@ def test_numbers_of_each_layer():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"num_layers": 0}, "num_layers is 0; an integer of at least 1"),
+        ({"num_layers": 0}, "num_layers is 0; an integer from 1 to 2147483647 is required"),
+        ({"hidden_size": 2**31}, "hidden_size is 2147483648; an integer from 1 to 2147483647 is required"),
+        ({"rope_theta": 10**400}, "rope_theta is 10+; a positive number, 1e-100 to 1e100, is required"),
+        ({"rope_alpha": 1e308}, r"rope_alpha is 1e\+308; a positive number, 1e-100 to 1e100, is required"),
+        ({"norm_epsilon": float("nan")}, "norm_epsilon is nan; a positive number"),
+        ({"tie_embeddings": "no"}, "tie_embeddings is 'no'; True or False"),
         ({"num_heads": 4, "num_key_value_heads": 3}, "num_heads is 4; a multiple of num_key_value_heads, 3,"),
         ({"head_dim": 7}, "head_dim is 7; an even number from 4 on"),
         ({"head_dim": 2}, "head_dim is 2; an even number from 4 on"),
         ({"top_k": 17}, "top_k is 17; at most num_experts, 16,"),
         ({"num_experts": (4, 4)}, "num_experts has 2 numbers; one for each of 4 layers"),
-        ({"top_k": (1, 0, 1, 1)}, r"top_k is \(1, 0, 1, 1\); an integer of at least 1"),
+        ({"top_k": (1, 0, 1, 1)}, r"top_k is \(1, 0, 1, 1\); an integer from 1 to"),
         ({"num_experts": (4, 4, 2, 4), "top_k": 3}, "top_k is 3; at most num_experts, "),
         ({"hidden_dropout": 1.0}, "hidden_dropout is 1.0; a probability below 1"),
         ({"attention_dropout": float("nan")}, "attention_dropout is nan; a probability below 1"),
-        ({"capacity_factor": 0.0}, "capacity_factor is 0.0; a positive number or None"),
-        ({"capacity_factor": float("nan")}, "capacity_factor is nan; a positive number or None"),
+        ({"capacity_factor": 0.0}, "capacity_factor is 0.0; a positive number up to 2147483647 or None"),
+        ({"capacity_factor": float("nan")}, "capacity_factor is nan; a positive number"),
+        ({"capacity_factor": float("inf")}, "capacity_factor is inf; a positive number"),
         ({"overflow": "wait"}, "overflow is 'wait'; allowed: 'recycle', 'drop'"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes, message):
     with pytest.raises(ValueError, match=f"Config: {message}"):
         Config(**sizes)
+
+
+@pytest.mark.parametrize("value", [1e-100, 1e100])
+@pytest.mark.parametrize("head_dim", [4, 64])
+def test_the_outermost_rotary_bases_are_finite(value, head_dim):
+    tables = rope_tables(torch.arange(9), head_dim, theta=value, alpha=value)
+    assert all(table.isfinite().all() for table in tables)
+
+
+def test_no_expert_takes_more_than_all_tokens():
+    model = Decoder(Config(**SMALL, num_layers=1, capacity_factor=2.0**31 - 1)).train()
+    assert model.moe_layers()[0].capacity(12) == 12
+    assert model(torch.arange(12)[None]).logits.isfinite().all()

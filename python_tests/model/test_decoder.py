@@ -150,6 +150,12 @@ def test_dropout_is_for_training(name):
     first, second = dropping.train()(tokens()).logits, dropping(tokens()).logits
     assert not torch.equal(first, second)
     torch.testing.assert_close(plain.train()(tokens()).logits, plain.eval()(tokens()).logits)
+    seeded = []
+    for seed in (4, 4, 5):
+        torch.manual_seed(seed)
+        seeded.append(dropping(tokens()).logits)
+    assert torch.equal(seeded[0], seeded[1])
+    assert not torch.equal(seeded[0], seeded[2])
 
 
 def test_hidden_dropout_drops_that_share_of_what_a_block_adds():
@@ -161,3 +167,26 @@ def test_hidden_dropout_drops_that_share_of_what_a_block_adds():
     assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.015)  # four deviations of 32000 draws
     exact = moe.eval()(x, residual)[0] - residual
     torch.testing.assert_close(added[kept], exact[kept] / 0.75, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (tokens() + 40, "tokens has numbers from 41 to 79; allowed: 0 to 39"),
+        (tokens() - 2, "tokens has numbers from -1 to 37; allowed: 0 to 39"),
+        (tokens().float(), r"tokens is torch.float32 \[3, 16\]; required: int64 \[B, T\]"),
+        (tokens()[0], r"tokens is torch.int64 \[16\]; required: int64 \[B, T\]"),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_bad_tokens(given, message, training):
+    with pytest.raises(ValueError, match=f"Decoder: {message}"):
+        make().train(training)(given)
+
+
+@pytest.mark.parametrize("shape", [(0, 16), (3, 0)])
+def test_no_tokens(shape):
+    for training in (False, True):
+        out = make().train(training)(torch.zeros(shape, dtype=torch.int64))
+        assert out.logits.shape == (*shape, 40)
+        assert out.balance_loss == 0

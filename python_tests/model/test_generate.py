@@ -1,6 +1,7 @@
 """Generation against a loop without cache, and parallel decoding against one token at a time."""
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -45,6 +46,44 @@ def test_a_text_that_was_learned(cache_dtype):
     assert got.tokens == [[(p[-1] + 1 + i) % 10 for i in range(25)] for p in prompts]
     assert got.steps == 3
     assert got.tokens_per_step == pytest.approx(24 / 3)
+
+
+def steps_for(text, length, draft):
+    """Passes that parallel decoding takes for the greedy ``text``, whose first ``length`` tokens are the prompt."""
+    at, steps = length + 1, 0
+    while at < len(text):
+        guess = prompt_lookup(text[:at], draft)
+        steps += 1
+        for token in [*guess, None]:
+            at += 1
+            if at == len(text) or token != text[at - 1]:
+                break
+    return steps
+
+
+@pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize("seed", range(6))
+def test_parallel_decoding_of_random_models(seed, cache_dtype):
+    """Batches of differing lengths, equal prompts among them, up to a token that stops."""
+    draw = random.Random(seed)
+    model = make(
+        seed,
+        num_layers=draw.choice([1, 3, 4]),
+        cla_share_factor=draw.choice([1, 2]),
+        num_experts=draw.choice([1, 8]),
+        num_key_value_heads=draw.choice([1, 4]),
+    ).eval()
+    prompts = [[draw.randrange(8) for _ in range(draw.randint(1, 20))] for _ in range(4)]
+    prompts.append(prompts[0])
+    options = {"cache_dtype": cache_dtype, "stop": [draw.randrange(40)]}
+    alone = [generate(model, [prompt], 24, **options).tokens[0] for prompt in prompts]
+    for draft in (1, 5):
+        got = generate(model, prompts, 24, draft=draft, chunk=7, **options)
+        assert got.tokens == alone
+        want = [steps_for(p + made, len(p), draft) for p, made in zip(prompts, alone, strict=True)]
+        assert got.sequence_steps == want
+        assert got.steps == max(want)
+        assert got.tokens_per_step == pytest.approx(sum(len(made) - 1 for made in alone) / max(1, sum(want)))
 
 
 class Automaton(Decoder):
@@ -103,7 +142,8 @@ def test_parallel_decoding_gives_the_greedy_output(seed, prompts, new_tokens, dr
         want.append(text[len(prompt) :])
     assert got.tokens == want
     assert got.steps == max(got.sequence_steps)
-    assert sum(map(len, want)) <= len(prompts) + (1 + draft) * sum(got.sequence_steps)
+    steps = [steps_for(prompt + made, len(prompt), draft) for prompt, made in zip(prompts, want, strict=True)]
+    assert got.sequence_steps == steps
 
 
 def test_prompt_lookup():
@@ -132,6 +172,20 @@ def test_sampling_follows_the_probabilities():
     assert shares(temperature=0.5) == pytest.approx([p / sum(squares) for p in squares], **close)
 
 
+@pytest.mark.parametrize("options", [{"temperature": 1e-45}, {"temperature": 1e-39}, {"top_p": 1e-50}, {"top_k": 1}])
+def test_the_narrowest_sampling_is_greedy(options):
+    logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(0)) * 1e4
+    logits[:, 3] = -torch.inf
+    arguments = {"temperature": 1.0, "top_k": None, "top_p": 1.0} | options
+    assert torch.equal(sample(logits, **arguments, generator=None), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("make_prompts", [torch.tensor, lambda rows: torch.tensor(rows).numpy()])
+def test_prompts_may_be_tensors_and_arrays(make_prompts):
+    model, rows = make().eval(), [[1, 2, 3], [4, 5, 6]]
+    assert generate(model, make_prompts(rows), 5).tokens == generate(model, rows, 5).tokens
+
+
 def test_sampling_is_reproducible():
     model = make().eval()
     first, same, other = (
@@ -148,12 +202,21 @@ def test_sampling_is_reproducible():
         ({"prompts": [[1], []]}, "prompt 1 is empty; at least one token"),
         ({"prompts": [[1, 40]]}, "prompt 0 has tokens outside 0 to 39"),
         ({"prompts": [[-1]]}, "prompt 0 has tokens outside 0 to 39"),
-        ({"new_tokens": 0}, "new_tokens is 0; at least 1"),
-        ({"draft": -1}, "draft is -1; at least 0"),
-        ({"chunk": 0}, "chunk is 0; at least 1"),
+        ({"prompts": [[1.0]]}, "prompts is no sequence of texts, each a sequence of integers"),
+        ({"prompts": ["abc"]}, "prompts is no sequence of texts, each a sequence of integers"),
+        ({"prompts": [1, 2]}, "prompts is no sequence of texts, each a sequence of integers"),
+        ({"new_tokens": 0}, "new_tokens is 0; an integer of at least 1"),
+        ({"new_tokens": 1.5}, "new_tokens is 1.5; an integer of at least 1"),
+        ({"draft": -1}, "draft is -1; an integer of at least 0"),
+        ({"chunk": 0}, "chunk is 0; an integer of at least 1"),
         ({"temperature": -1.0}, "temperature is -1.0; 0"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k is 0; at least 1"),
+        ({"temperature": float("nan")}, "temperature is nan; 0"),
+        ({"temperature": float("inf")}, "temperature is inf; 0"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k is 0; an integer of at least 1"),
+        ({"temperature": 1.0, "top_k": 2.5}, "top_k is 2.5; an integer of at least 1"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p is 0.0; above 0"),
+        ({"temperature": 1.0, "top_p": float("nan")}, "top_p is nan; above 0"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p is 1.5; above 0"),
         ({"temperature": 1.0, "draft": 2}, "draft goes with greedy decoding"),
         ({"cache_dtype": torch.float16}, "dtype is torch.float16"),
     ],

@@ -37,6 +37,8 @@ def test_learning_rate():
     assert 0.15 < factors[94] < 0.152
     assert factors[95:] == pytest.approx([0.14, 0.13, 0.12, 0.11, 0.10])
     assert learning_rate_factor(0, 1) == 1.0
+    assert learning_rate_factor(150, 100) == pytest.approx(0.10)
+    assert learning_rate_factor(15, 10) == pytest.approx(0.15), "too few steps to anneal in"
 
 
 def test_expert_learning_rate():
@@ -51,7 +53,7 @@ def test_gradient_checkpointing_changes_no_gradient(seed):
     batch = torch.arange(48).view(3, 16) % 40
     grads, kept = [], []
     for checkpointing in (False, True):
-        model = make(hidden_dropout=0.1).train()
+        model = make(hidden_dropout=0.1, attention_dropout=0.1).train()
         model.gradient_checkpointing = checkpointing
         sizes = []
         torch.manual_seed(1)
@@ -88,6 +90,76 @@ def test_steps_say_what_was_routed():
         above_capacity = float((step.demand - 1).clamp(min=0).sum() / step.demand.sum())  # 64 tokens, capacity 8
         assert above_capacity > 0
         assert step.recycled + step.dropped == pytest.approx(above_capacity)
+
+
+@pytest.mark.parametrize("balance_weight", [0.0, 0.5])
+def test_steps_by_hand(balance_weight):
+    """The loop against one written out: loss, seeds, groups, schedule, clipping."""
+    batches = list(itertools.islice(cycle(), 3))
+    model, want = make(), make().train()
+    options = {"learning_rate": 1e-2, "balance_weight": balance_weight, "seed": 7}
+    losses = [step.loss for step in train(model, batches, 3, **options)]
+    experts = {id(weights) for moe in want.moe_layers() for weights in moe.experts}
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in want.parameters()], betas=(0.9, 0.95))
+    for step, batch in enumerate(batches):
+        out = want(batch[:, :-1], seed=7 * 3 + step)
+        log_p = out.logits.log_softmax(-1).gather(-1, batch[:, 1:, None])
+        assert -log_p.mean().item() == pytest.approx(losses[step], rel=1e-4)
+        (balance_weight * out.balance_loss - log_p.mean()).backward()
+        norm = torch.stack([p.grad.norm() for p in want.parameters()]).norm()
+        for group in optimizer.param_groups:
+            (parameter,) = group["params"]
+            parameter.grad /= max(1.0, float(norm))
+            ratio = EXPERT_LEARNING_RATE_RATIO if id(parameter) in experts else 1
+            group["lr"] = 1e-2 * ratio * learning_rate_factor(step, 3)
+            group["weight_decay"] = 0.0 if parameter.dim() == 1 else 0.1
+        optimizer.step()
+        optimizer.zero_grad()
+    for (name, got), exact in zip(model.named_parameters(), want.parameters(), strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps is 0; at least 1"),
+        ({"learning_rate": -1e-3}, "learning_rate is -0.001; a number from 0 on"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; a number from 0 on"),
+        ({"balance_weight": float("inf")}, "balance_weight is inf; a number from 0 on"),
+        ({"batches": [torch.zeros(0, 9).long()]}, r"batch has shape \[0, 9\]; required: \[B, T \+ 1\]"),
+        ({"batches": [torch.zeros(3, 1).long()]}, r"batch has shape \[3, 1\]; required: \[B, T \+ 1\]"),
+        ({"batches": [torch.zeros(3).long()]}, r"batch has shape \[3\]; required: \[B, T \+ 1\]"),
+        ({"batches": [torch.full((3, 9), -100)]}, "batch has tokens from -100 to -100; allowed: 0 to 39"),
+        ({"batches": [torch.arange(34, 42)[None]]}, "batch has tokens from 34 to 41; allowed: 0 to 39"),
+    ],
+)
+def test_bad_input(changes, message):
+    model, untouched = make(), make()
+    arguments = {"batches": cycle(), "steps": 2, "learning_rate": 1e-2} | changes
+    with pytest.raises(ValueError, match=f"train: {message}"):
+        next(train(model, **arguments))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: parameter_groups(make(), -1e-3), "parameter_groups: learning_rate is -0.001; a number from 0 on"),
+        (lambda: parameter_groups(make(), 1.0, expert_ratio=-1), "parameter_groups: expert_ratio is -1; a number"),
+        (lambda: parameter_groups(make(), 1.0, weight_decay=float("nan")), "parameter_groups: weight_decay is nan"),
+        (lambda: expert_learning_rate_ratio(0, 1, 16), "expert_learning_rate_ratio: batch is 0; a positive number"),
+        (lambda: expert_learning_rate_ratio(1, -1, 16), "expert_learning_rate_ratio: noise_batch is -1; a positive"),
+        (lambda: expert_learning_rate_ratio(1, 1, 0), "expert_learning_rate_ratio: num_experts is 0; a positive"),
+        (lambda: learning_rate_factor(0, 0), "learning_rate_factor: step is 0 of 0; required"),
+        (lambda: learning_rate_factor(-1, 10), "learning_rate_factor: step is -1 of 10; required"),
+        (lambda: learning_rate_factor(0, 10, warmup=1.5), "learning_rate_factor: warmup is 1.5; a number from 0 to 1"),
+        (lambda: learning_rate_factor(0, 10, warmup=0.6, anneal=0.6), "warmup is 0.6 and anneal 0.6; together at"),
+        (lambda: learning_rate_factor(0, 10, decayed=float("nan")), "learning_rate_factor: decayed is nan; a number"),
+    ],
+)
+def test_values_out_of_range(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_reproducible():
