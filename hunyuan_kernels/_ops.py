@@ -35,6 +35,10 @@ def _load() -> None:
 
 _load()
 
+#: Threads that are inside ``simulated_gpu``. What is composed of ops there and one call on a CPU looks at it: the
+#: tensors are on the CPU in both cases.
+simulating = 0
+
 #: The operators as the dispatcher knows them: ``ops.route(...)`` and so on.
 ops: Any = getattr(torch.ops, NAMESPACE)
 

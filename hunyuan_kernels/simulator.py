@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hunyuan_kernels import _ops
 from hunyuan_kernels._ops import NAMESPACE, ops
 
 Extent = tuple[int, int, int]
@@ -28,6 +29,7 @@ MAX_SMS = 1024
 
 _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 _thread = threading.local()
+_count_lock = threading.Lock()
 
 
 @cache
@@ -212,10 +214,14 @@ def simulated_gpu_of(options: Mapping[str, Any]) -> Iterator[SimulatedGpu]:
     gpu.make_current()
     ops.simulate(driver.table_address())
     _thread.active = True
+    with _count_lock:
+        _ops.simulating += 1
     try:
         with _CudaPath(simulated, simulator.SimError):
             yield simulated
     finally:
         _thread.active = False
+        with _count_lock:
+            _ops.simulating -= 1
         ops.simulate(0)
         gpu.make_none_current()

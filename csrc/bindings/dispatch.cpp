@@ -1,6 +1,8 @@
 // dispatch, dispatch_fp8, combine and their gradients: schemas, checks, allocation.
 #include "cpu/dispatch.h"
 
+#include "bindings/dispatch.h"
+
 #include "bindings/device_call.h"
 #include "bindings/torch_glue.h"
 #include "common/integer_math.h"
@@ -17,25 +19,17 @@ void check_offsets_shape(const char* op, const Tensor& expert_offsets) {
   check(expert_offsets.size(0) >= 1, op, "expert_offsets", "is empty; required: [E + 1]");
 }
 
-// On the CPU: token_ids [S] and expert_offsets [E + 1] of a Routing, checked against x [T, H]; the number of rows in
-// use.
-int64_t checked_rows_used(const char* op, const Tensor& x, const Tensor& token_ids, const Tensor& expert_offsets) {
-  check_offsets_shape(op, expert_offsets);
-  const int64_t rows_used =
-      checked_expert_offsets(op, expert_offsets, expert_offsets.size(0) - 1, token_ids.size(0), "S").back();
+}  // namespace
+
+std::vector<int64_t> checked_rows(const char* op, const Tensor& x, const Tensor& token_ids,
+                                  const Tensor& expert_offsets, int64_t experts) {
+  auto offsets = checked_expert_offsets(op, expert_offsets, experts, token_ids.size(0), "S");
   const int32_t* ids = const_data<int32_t>(token_ids);
   const int64_t tokens = x.size(0);
-  for (int64_t r = 0; r < rows_used; ++r)
+  for (int64_t r = 0; r < offsets.back(); ++r)
     check(ids[r] >= 0 && ids[r] < tokens, op, "token_ids", "holds ", ids[r], " at index ", r,
           "; allowed: 0 to T - 1 = ", tokens - 1);
-  return rows_used;
-}
-
-// On a device, where values are not looked at.
-Tensor checked_device_offsets(const char* op, const Tensor& expert_offsets, const Tensor& x) {
-  check_same_device(op, "expert_offsets", expert_offsets, "x", x);
-  check_offsets_shape(op, expert_offsets);
-  return as_contiguous(expert_offsets);
+  return offsets;
 }
 
 Tensor checked_token_ids(const char* op, const Tensor& token_ids, const char* other, const Tensor& like) {
@@ -43,6 +37,21 @@ Tensor checked_token_ids(const char* op, const Tensor& token_ids, const char* ot
   check_dtype(op, "token_ids", token_ids, {ScalarType::Int});
   check_rank(op, "token_ids", token_ids, 1, "[S]");
   return as_contiguous(token_ids);
+}
+
+namespace {
+
+// On the CPU: the number of rows in use.
+int64_t checked_rows_used(const char* op, const Tensor& x, const Tensor& token_ids, const Tensor& expert_offsets) {
+  check_offsets_shape(op, expert_offsets);
+  return checked_rows(op, x, token_ids, expert_offsets, expert_offsets.size(0) - 1).back();
+}
+
+// On a device, where values are not looked at.
+Tensor checked_device_offsets(const char* op, const Tensor& expert_offsets, const Tensor& x) {
+  check_same_device(op, "expert_offsets", expert_offsets, "x", x);
+  check_offsets_shape(op, expert_offsets);
+  return as_contiguous(expert_offsets);
 }
 
 Tensor checked_matrix(const char* op, const char* argument, const Tensor& tensor,
@@ -227,6 +236,8 @@ Tensor combine_on_device(const char* op, DeviceCall& call, const CombineInputs& 
   return out;
 }
 
+}  // namespace
+
 Tensor combine(Tensor y, Tensor rows, Tensor weights, Tensor token_ids, std::optional<Tensor> shared,
                std::optional<Tensor> residual) {
   constexpr const char* op = "combine";
@@ -248,6 +259,8 @@ Tensor combine(Tensor y, Tensor rows, Tensor weights, Tensor token_ids, std::opt
   cpu::combine(a, torch_threads());
   return out;
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor> combine_backward(Tensor grad_out_given, Tensor y, Tensor rows, Tensor weights,
                                             Tensor token_ids) {

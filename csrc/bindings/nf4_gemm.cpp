@@ -2,6 +2,7 @@
 #include "cpu/nf4_gemm.h"
 
 #include "bindings/expert_arguments.h"
+#include "bindings/nf4_argument.h"
 #include "bindings/torch_glue.h"
 #include "common/nf4.h"
 
@@ -39,29 +40,28 @@ std::tuple<Tensor, Tensor> quantize_nf4(const Tensor& given) {
   return {scale, blocks};
 }
 
-// Weights [E, N, K], or [N, K] as one expert.
-struct Nf4Argument {
-  Nf4Argument(const char* op, const char* blocks_name, const Tensor& blocks, const char* scale_name,
-              const Tensor& scale_given, bool grouped) {
-    check_cpu(op, blocks_name, blocks);
-    check_dtype(op, blocks_name, blocks, kBytes);
-    const int64_t d = grouped ? 1 : 0;
-    check(blocks.dim() == d + 3 && blocks.size(d + 2) == kNf4Block && blocks.is_contiguous(), op, blocks_name,
-          "has shape ", shape_text(blocks), "; required, contiguous, from hunyuan_kernels.quantize_nf4: ",
-          grouped ? "[E, N / 16, K / 64, " : "[N / 16, K / 64, ", kNf4Block, "]");
-    b = cpu::nf4_weights(blocks.mutable_data_ptr(), grouped ? blocks.size(0) : 1, blocks.size(d) * kNf4Rows,
-                         blocks.size(d + 1) * kNf4Depth);
-    check_cpu(op, scale_name, scale_given);
-    check_dtype(op, scale_name, scale_given, kScale);
-    if (grouped)
-      check_shape(op, scale_name, scale_given, {b.experts, b.rows}, "[E, N]");
-    else
-      check_shape(op, scale_name, scale_given, {b.rows}, "[N]");
-    scale = as_contiguous(scale_given);
-  }
-  cpu::ExpertWeights b;
-  Tensor scale;
-};
+}  // namespace
+
+Nf4Argument::Nf4Argument(const char* op, const char* blocks_name, const Tensor& blocks, const char* scale_name,
+                         const Tensor& scale_given, bool grouped) {
+  check_cpu(op, blocks_name, blocks);
+  check_dtype(op, blocks_name, blocks, kBytes);
+  const int64_t d = grouped ? 1 : 0;
+  check(blocks.dim() == d + 3 && blocks.size(d + 2) == kNf4Block && blocks.is_contiguous(), op, blocks_name,
+        "has shape ", shape_text(blocks), "; required, contiguous, from hunyuan_kernels.quantize_nf4: ",
+        grouped ? "[E, N / 16, K / 64, " : "[N / 16, K / 64, ", kNf4Block, "]");
+  b = cpu::nf4_weights(blocks.mutable_data_ptr(), grouped ? blocks.size(0) : 1, blocks.size(d) * kNf4Rows,
+                       blocks.size(d + 1) * kNf4Depth);
+  check_cpu(op, scale_name, scale_given);
+  check_dtype(op, scale_name, scale_given, kScale);
+  if (grouped)
+    check_shape(op, scale_name, scale_given, {b.experts, b.rows}, "[E, N]");
+  else
+    check_shape(op, scale_name, scale_given, {b.rows}, "[N]");
+  scale = as_contiguous(scale_given);
+}
+
+namespace {
 
 Tensor nf4_linear(const Tensor& x_, const Tensor& blocks, const Tensor& scale) {
   constexpr const char* op = "nf4_linear";

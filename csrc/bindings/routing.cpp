@@ -1,6 +1,8 @@
 // route, routing_from_ids, load_balancing_loss and their gradients: schemas, checks, allocation.
 #include "cpu/routing.h"
 
+#include "bindings/routing.h"
+
 #include <algorithm>
 
 #include "bindings/device_call.h"
@@ -12,8 +14,6 @@ namespace hunyuan_kernels {
 namespace {
 
 constexpr int64_t kInt32Limit = int64_t{1} << 31;
-
-using RoutingTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Tensor checked_logits(const char* op, const Tensor& logits) {
   check_dtype(op, "logits", logits, {ScalarType::Float, ScalarType::BFloat16});
@@ -109,6 +109,8 @@ void clear_padding(const cpu::RoutingSizes& sizes, Tensor& expert_ids, Tensor& w
   for (int64_t i = sizes.valid_tokens * sizes.top_k; i < sizes.assignments(); ++i) ids[i] = -1, factors[i] = 0.0f;
 }
 
+}  // namespace
+
 RoutingTuple route(Tensor logits_given, int64_t top_k, std::optional<int64_t> capacity, bool recycle, bool renormalize,
                    Tensor seed, std::optional<Tensor> num_tokens) {
   constexpr const char* op = "route";
@@ -152,6 +154,8 @@ RoutingTuple route(Tensor logits_given, int64_t top_k, std::optional<int64_t> ca
   cpu::assign_rows(sizes, result.pointers(), recycles ? &inputs : nullptr, torch_threads());
   return result.tuple();
 }
+
+namespace {
 
 RoutingTuple routing_from_ids(Tensor ids_given, Tensor weights_given, int64_t num_experts,
                               std::optional<int64_t> capacity, std::optional<Tensor> num_tokens) {

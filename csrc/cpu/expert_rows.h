@@ -33,8 +33,8 @@ inline GemmProblem rows_by_expert(const Rows& a, const ExpertWeights& b, const E
   problem.b = {b.dtype, b.row_stride, b.column_stride, b.packed};
   problem.columns = b.rows;
   for (int64_t e = 0; e < b.experts; ++e)
-    problem.groups.push_back(
-        {row_of(a, offsets[e]), address(b.data, b.dtype, e * b.expert_stride), offsets[e + 1] - offsets[e], a.columns});
+    problem.groups.push_back({a.ids ? a.data : row_of(a, offsets[e]), address(b.data, b.dtype, e * b.expert_stride),
+                              offsets[e + 1] - offsets[e], a.columns, a.ids ? a.ids + offsets[e] : nullptr});
   return problem;
 }
 

@@ -1,6 +1,7 @@
 #include "cpu/gemm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -14,10 +15,11 @@ namespace {
 constexpr int64_t kBlockSteps =
     kGemmMaxScaleBlock;                // steps of a k block: 32 KiB of b with kPanelColumns, next to 12 KiB of a in L1
 constexpr int64_t kPanelColumns = 32;  // widest panel of any instruction set
-constexpr int64_t kBlockRows = 384;    // rows of a block, a multiple of every tile: 48 KiB of sums with 32 columns
+constexpr int64_t kBlockRows = kGemmBlockRows;  // 48 KiB of sums with 32 columns
 constexpr int64_t kMaxLanes = 16;
 constexpr int64_t kDotSteps = 512;  // steps of a k block of dot products: 16 KiB for 8 rows of a, in L1
 constexpr int64_t kMaxDotRows = 8;
+constexpr int64_t kMaxChunkRows = 16;   // of one tile
 constexpr int64_t kTaskWork = 1 << 19;  // multiply-adds of a range of tasks: about 10 us, worth waking a thread for
 constexpr int64_t kPackingWork = 8;     // packing an element costs about as much as this many multiply-adds
 
@@ -83,6 +85,8 @@ class Run {
   void dot_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
   void pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, uint32_t* panel) const;
 
+  // Line of `a` that a row of a group is.
+  static int64_t line_of(const GemmGroup& group, int64_t row) { return group.a_lines ? group.a_lines[row] : row; }
   const void* element(const GemmOperand& operand, const void* data, int64_t line, int64_t k) const {
     return static_cast<const char*>(data) +
            (line * operand.line_stride + k * operand.k_stride) * element_size(operand.dtype);
@@ -211,10 +215,17 @@ void Run::pack_chunk(const RowBlock& block, int64_t chunk) const {
   const GemmGroup& group = problem_.groups[block.group];
   const int64_t row = block.row + block.chunk_row(chunk);
   const int rows = static_cast<int>(block.chunk_rows(chunk));
+  alignas(64) char gathered[kMaxChunkRows * kBlockSteps * sizeof(float)];  // a k block of rows that lie anywhere
   for (int64_t k = 0; k < group.depth; k += k_block_) {
-    int64_t depth = std::min(k_block_, group.depth - k);
-    pack_a_(element(problem_.a, group.a, row, k), problem_.a.other_stride(), group.rows - row, rows, depth, rows,
-            slab_ + block.packed + panel_offset(block, chunk, k, depth));
+    const int64_t depth = std::min(k_block_, group.depth - k), bytes = depth * element_size(problem_.a.dtype);
+    const void* lines = element(problem_.a, group.a, row, k);
+    int64_t stride = problem_.a.other_stride(), available = group.rows - row;
+    if (group.a_lines) {
+      for (int i = 0; i < rows; ++i)
+        std::memcpy(gathered + i * bytes, element(problem_.a, group.a, line_of(group, row + i), k), bytes);
+      lines = gathered, stride = depth, available = rows;
+    }
+    pack_a_(lines, stride, available, rows, depth, rows, slab_ + block.packed + panel_offset(block, chunk, k, depth));
   }
 }
 
@@ -224,7 +235,8 @@ void Run::pack_dot_rows(const RowBlock& block) const {
   for (int64_t k = 0; k < group.depth; k += dot_k_block_) {
     const int64_t depth = std::min(dot_k_block_, group.depth - k), words = steps(round_up(depth, dot_.k_unit));
     for (int64_t i = 0; i < block.rows; ++i)
-      dot_.pack_row(element(problem_.a, group.a, block.row + i, k), problem_.a.k_stride, depth, to + i * words);
+      dot_.pack_row(element(problem_.a, group.a, line_of(group, block.row + i), k), problem_.a.k_stride, depth,
+                    to + i * words);
     to += block.rows * words;
   }
 }

@@ -50,6 +50,7 @@ struct GemmGroup {
   const void* a;
   const void* b;
   int64_t rows, depth;
+  const int32_t* a_lines = nullptr;  // row i is line a_lines[i] of a (which is along k), not line i
 };
 
 // A finished block of sums. `sums` may be changed in place.
@@ -91,6 +92,8 @@ struct GemmProblem {
   const GemmBlockScales* block_scales = nullptr;
   int64_t scale_block = 0;  // elements of k that share a scale: even, at most kGemmMaxScaleBlock
 };
+
+constexpr int64_t kGemmBlockRows = 384;  // rows that share a pass over b: a multiple of every tile
 
 // Packed rows of a that are held at a time, by the calling thread, between calls too.
 constexpr int64_t kGemmSlabBytes = int64_t{16} << 20;

@@ -17,6 +17,7 @@ struct Rows {
   void* data;
   DType dtype;
   int64_t rows, columns, row_stride;
+  const int32_t* ids = nullptr;  // of an operand a: row r is row ids[r] of the data
 };
 
 // Weights [E, N, K], read in place: the stride along N or the one along K is 1. Strides in elements. Packed weights

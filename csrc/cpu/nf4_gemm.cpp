@@ -6,15 +6,12 @@
 #include "cpu/expert_rows.h"
 
 namespace hunyuan_kernels::cpu {
-namespace {
 
-WeightScale row_scale(const float* scale, const ExpertWeights& b, int64_t half) {
+WeightScale nf4_scale(const float* scale, const ExpertWeights& weights, bool halves) {
   WeightScale s;
-  s.data = scale, s.expert_stride = b.rows, s.half_stride = half, s.column_stride = 1;
+  s.data = scale, s.expert_stride = weights.rows, s.half_stride = halves ? weights.rows / 2 : 0, s.column_stride = 1;
   return s;
 }
-
-}  // namespace
 
 ExpertWeights nf4_weights(void* blocks, int64_t experts, int64_t rows, int64_t columns) {
   ExpertWeights weights{};
@@ -44,13 +41,13 @@ bool quantize_nf4(const Microkernels& microkernels, const ThreadPool& pool, cons
 
 void grouped_gemm_nf4(const Microkernels& microkernels, const ThreadPool& pool, const Rows& a, const ExpertWeights& b,
                       const ExpertOffsets& offsets, const float* scale, const Rows& out) {
-  grouped_gemm_fp8(microkernels, pool, a, b, offsets, {}, row_scale(scale, b, 0), out);
+  grouped_gemm_fp8(microkernels, pool, a, b, offsets, {}, nf4_scale(scale, b, false), out);
 }
 
 void grouped_swiglu_nf4(const Microkernels& microkernels, const ThreadPool& pool, const Rows& a,
                         const ExpertWeights& gate_up, const ExpertOffsets& offsets, const float* scale,
                         const Rows& out) {
-  grouped_swiglu_fp8(microkernels, pool, a, gate_up, offsets, {}, row_scale(scale, gate_up, gate_up.rows / 2), out);
+  grouped_swiglu_fp8(microkernels, pool, a, gate_up, offsets, {}, nf4_scale(scale, gate_up, true), out);
 }
 
 }  // namespace hunyuan_kernels::cpu

@@ -14,6 +14,9 @@ namespace hunyuan_kernels::cpu {
 // Blocks [E, N / 16, K / 64, 528] as weights of the GEMM core.
 ExpertWeights nf4_weights(void* blocks, int64_t experts, int64_t rows, int64_t columns);
 
+// Scales [E, rows] of these weights; `halves`: of gate and up.
+WeightScale nf4_scale(const float* scale, const ExpertWeights& weights, bool halves);
+
 // weights: float32 or bfloat16 with contiguous rows, N a multiple of 16, K of 64; scale [E, N]. False where an element
 // is not finite.
 bool quantize_nf4(const Microkernels& microkernels, const ThreadPool& pool, const ExpertWeights& weights,

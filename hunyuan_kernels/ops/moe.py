@@ -1,18 +1,21 @@
-"""The whole mixture-of-experts layer, composed of the package's operators."""
+"""The whole mixture-of-experts layer: composed of the package's operators, or in inference on a CPU one of its own."""
 
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hunyuan_kernels import _ops
 from hunyuan_kernels._autocast import to_autocast
+from hunyuan_kernels._ops import ops, qualified
 from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.fp8_gemm import grouped_gemm_fp8, grouped_swiglu_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_swiglu
 from hunyuan_kernels.ops.nf4_gemm import Nf4Weights, grouped_gemm_nf4, grouped_swiglu_nf4
 from hunyuan_kernels.ops.quantize import quantize_fp8
-from hunyuan_kernels.ops.routing import Routing, route
+from hunyuan_kernels.ops.routing import Routing, fake_routing, route_options, routing_of
 
 ACTIVATIONS = ("none", "static", "block_1x128")
 
@@ -104,6 +107,37 @@ def _fp8_experts(x: Tensor, routing: Routing | None, offsets: Tensor, experts: F
     return grouped_gemm_fp8(hidden, experts.down, offsets, hidden_scale, experts.down_scale, out_dtype=x.dtype)
 
 
+def _in_one_call(*groups: AnyExperts | SharedExpert | None) -> list[tuple[Tensor | None, ...]] | None:
+    """gate_up, its scale, down and its scale of each group as the CPU's operators take them, None for no group.
+
+    None as a whole for e4m3 activations, which are quantized between the steps.
+    """
+    found: list[tuple[Tensor | None, ...]] = []
+    for group in groups:
+        if group is None:
+            found.append((None, None, None, None))
+        elif isinstance(group, Fp8Experts):
+            if group.activations != "none":
+                return None
+            found.append((group.gate_up, group.gate_up_scale, group.down, group.down_scale))
+        elif isinstance(group, Nf4Experts):
+            found.append((group.gate_up.blocks, group.gate_up.scale, group.down.blocks, group.down.scale))
+        else:
+            gate_up, down = group
+            if isinstance(group, SharedExpert):
+                gate_up, down = gate_up.unsqueeze(0), down.unsqueeze(0)
+            found.append((gate_up, None, down, None))
+    return found
+
+
+def _is_inference_on_cpu(*tensors: Tensor | None) -> bool:
+    """Whether the CPU's operators for a whole layer serve: they have no gradients, and cast nothing for autocast."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if _ops.simulating or torch.is_autocast_enabled("cpu") or any(tensor.device.type != "cpu" for tensor in given):
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
+
+
 def _check_fp8_experts(experts: Fp8Experts, name: str = "experts") -> None:
     if experts.activations not in ACTIVATIONS:
         allowed = ", ".join(repr(a) for a in ACTIVATIONS)
@@ -145,6 +179,10 @@ def moe(
     is differentiable where they are, and compiles with ``torch.compile(fullgraph=True)``. Under autocast the experts
     compute in bfloat16, the router in the dtype of ``gate``.
 
+    On a CPU, where no gradient is needed, everything behind the logits is one operator with the same result bit for
+    bit: it gathers tokens within the first GEMM and keeps intermediate rows in 16 MiB. Not so under autocast, and for
+    FP8 activations.
+
     Args:
         x: ``[..., H]`` bf16 or fp32, the layer's input.
         gate: ``[E, H]`` router weight. The logits are computed in its dtype: fp32 in Tencent's code.
@@ -169,26 +207,29 @@ def moe(
         raise ValueError(
             f"moe: gate has shape {list(gate.shape)} and x {list(x.shape)}; required: gate [E, H] and x [..., H]"
         )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"moe: residual has shape {list(residual.shape)}; required: that of x, {list(x.shape)}")
     tokens = x.reshape(-1, x.shape[-1])
     with torch.autocast(x.device.type, enabled=False):  # rounded logits would send tokens elsewhere
         logits = F.linear(tokens.to(gate.dtype), gate)
-    routing = route(
-        logits,
-        top_k,
-        capacity=capacity,
-        overflow=overflow,
-        seed=seed,
-        renormalize=renormalize,
-        num_tokens=num_tokens,
-    )
-    y = expert_mlp(tokens, routing, experts)
+    if isinstance(experts, Fp8Experts):
+        _check_fp8_experts(experts)
     if isinstance(shared, Fp8Experts):
         _check_fp8_experts(shared, "shared")
     elif shared is not None:
         shared = SharedExpert(*shared)
-    shared_out = None if shared is None else _dense_mlp(tokens, shared)
     flat_residual = None if residual is None else residual.reshape(tokens.shape)
-    out = combine(y, routing, shared_out, flat_residual).reshape(x.shape)
+    options = (top_k, capacity, overflow, seed, renormalize, num_tokens)
+    weights = _in_one_call(experts, shared)
+    if weights is not None and _is_inference_on_cpu(tokens, logits, flat_residual, *weights[0], *weights[1]):
+        routed, dense = weights
+        y, *routed_by = ops.moe(tokens, logits, *route_options(logits, *options), *routed, *dense, flat_residual)
+        routing = routing_of(tuple(routed_by))
+    else:
+        routing = routing_of(ops.route(logits, *route_options(logits, *options)))
+        y = expert_mlp(tokens, routing, experts)
+        y = combine(y, routing, None if shared is None else _dense_mlp(tokens, shared), flat_residual)
+    out = y.reshape(x.shape)
     return (out, logits, routing) if return_routing else out
 
 
@@ -199,6 +240,10 @@ def expert_mlp(x: Tensor, routing: Routing, experts: AnyExperts) -> Tensor:
     """
     if isinstance(experts, Fp8Experts):
         _check_fp8_experts(experts)
+    weights = _in_one_call(experts)
+    if weights is not None and _is_inference_on_cpu(x, *weights[0]):
+        return ops.expert_mlp(x, routing.token_ids, routing.expert_offsets, *weights[0])
+    if isinstance(experts, Fp8Experts):
         return _fp8_experts(x, routing, routing.expert_offsets, experts)
     if isinstance(experts, Nf4Experts):
         hidden = grouped_swiglu_nf4(dispatch(x, routing), experts.gate_up, routing.expert_offsets)
@@ -206,3 +251,33 @@ def expert_mlp(x: Tensor, routing: Routing, experts: AnyExperts) -> Tensor:
     gate_up, down = experts
     hidden = grouped_swiglu(dispatch(x, routing), gate_up, routing.expert_offsets)
     return grouped_gemm(hidden, down, routing.expert_offsets)
+
+
+# ---- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def _check_tokens(op: str, x: Tensor) -> None:
+    torch._check(x.dim() == 2, lambda: f"{op}: x has shape {list(x.shape)}; required: [T, H]")
+
+
+@torch.library.register_fake(qualified("expert_mlp"))
+def _(x: Tensor, token_ids: Tensor, *_: Any) -> Tensor:
+    _check_tokens("expert_mlp", x)
+    return x.new_empty((token_ids.shape[0], x.shape[1]))
+
+
+@torch.library.register_fake(qualified("moe"))
+def _(x: Tensor, logits: Tensor, top_k: int, capacity: int | None, *_: Any) -> tuple[Tensor, ...]:
+    _check_tokens("moe", x)
+    return x.new_empty(x.shape), *fake_routing(logits, x.shape[0], top_k, logits.shape[1], capacity)
+
+
+def _no_gradient(op: str) -> Callable[..., NoReturn]:
+    def backward(*_: Any) -> NoReturn:
+        raise RuntimeError(f"torch.ops.hunyuan_kernels.{op}: is for inference; hunyuan_kernels.{op} has gradients")
+
+    return backward
+
+
+for _name in ("expert_mlp", "moe"):
+    torch.library.register_autograd(qualified(_name), _no_gradient(_name))

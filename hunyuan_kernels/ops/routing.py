@@ -87,6 +87,21 @@ def route(
     Source: ``top1gating`` and ``topkgating`` of Tencent-Hunyuan-Large's ``modeling_hunyuan.py``, with the capacity as
     an argument; arXiv 2411.02265, section 2.2.3.
     """
+    return routing_of(
+        ops.route(logits, *route_options(logits, top_k, capacity, overflow, seed, renormalize, num_tokens))
+    )
+
+
+def route_options(
+    logits: Tensor,
+    top_k: int,
+    capacity: int | None,
+    overflow: str,
+    seed: int | Tensor | None,
+    renormalize: bool | None,
+    num_tokens: Tensor | None,
+) -> tuple[Any, ...]:
+    """Arguments of :func:`route` as the operators take them, behind the logits."""
     if overflow not in OVERFLOWS:
         raise ValueError(f"route: overflow is {overflow!r}; allowed: {', '.join(map(repr, OVERFLOWS))}")
     recycle = overflow == "recycle"
@@ -94,10 +109,10 @@ def route(
         seed = _seed_tensor(seed, logits, needed=recycle and capacity is not None)
     if renormalize is None:
         renormalize = top_k > 1
-    return _routing(ops.route(logits, top_k, capacity, recycle, renormalize, seed, num_tokens))
+    return top_k, capacity, recycle, renormalize, seed, num_tokens
 
 
-def _routing(outputs: tuple[Tensor, ...]) -> Routing:
+def routing_of(outputs: tuple[Tensor, ...]) -> Routing:
     """The tuple from what the operators return: the differentiable output comes first there."""
     weights, expert_ids, *others = outputs
     return Routing(expert_ids, weights, *others)
@@ -155,7 +170,7 @@ def routing_from_ids(
             f"routing_from_ids: overflow is {overflow!r}; allowed: 'drop' (recycling needs the probabilities of all "
             "experts: use route)"
         )
-    return _routing(ops.routing_from_ids(expert_ids, weights.float(), num_experts, capacity, num_tokens))
+    return routing_of(ops.routing_from_ids(expert_ids, weights.float(), num_experts, capacity, num_tokens))
 
 
 def load_balancing_loss(logits: Tensor, routing: Routing, *, num_tokens: Tensor | None = None) -> Tensor:
@@ -196,7 +211,7 @@ def _check_logits(op: str, logits: Tensor) -> None:
     )
 
 
-def _fake_routing(like: Tensor, tokens: Any, top_k: int, experts: Any, capacity: int | None) -> tuple[Tensor, ...]:
+def fake_routing(like: Tensor, tokens: Any, top_k: int, experts: Any, capacity: int | None) -> tuple[Tensor, ...]:
     def ints(*shape: Any) -> Tensor:
         return like.new_empty(shape, dtype=torch.int32)
 
@@ -236,7 +251,7 @@ def _(
         not (recycle and capacity is not None and renormalize),
         lambda: "route: renormalize is True with overflow='recycle' and a capacity; pass overflow='drop'",
     )
-    return _fake_routing(logits, logits.shape[0], top_k, logits.shape[1], capacity)
+    return fake_routing(logits, logits.shape[0], top_k, logits.shape[1], capacity)
 
 
 @torch.library.register_fake(qualified("routing_from_ids"))
@@ -256,7 +271,7 @@ def _(
     torch._check(
         capacity is None or capacity >= 0, lambda: f"routing_from_ids: capacity is {capacity}; allowed: 0 or more"
     )
-    return _fake_routing(expert_ids, expert_ids.shape[0], expert_ids.shape[1], num_experts, capacity)
+    return fake_routing(expert_ids, expert_ids.shape[0], expert_ids.shape[1], num_experts, capacity)
 
 
 @torch.library.register_fake(qualified("route_backward"))
