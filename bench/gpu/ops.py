@@ -1,7 +1,7 @@
 """The ops on a GPU, from the cases of their specs:
 
 python -m bench.gpu.ops check [--cases N]   # every case against its reference
-python -m bench.gpu.ops bench               # real sizes beside torch's kernels, a copy and a matrix product
+python -m bench.gpu.ops bench               # real sizes beside torch's kernels, options of plans, a copy and a product
 """
 
 import argparse
@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from bench.gpu.conformance.target import gpu_missing
 from hunyuan_kernels._ops import MissingKernelError
 from hunyuan_kernels.testing import machine
+from hunyuan_kernels.testing.product_options import OPTIONS, product_options
 from hunyuan_kernels.testing.spec import PRESETS, Case, OpSpec, all_specs
 
 NO_KERNEL = "the op has no CUDA kernel"
@@ -140,6 +141,18 @@ def measure(spec: OpSpec, case: Case, device: str, timer: Timer, rounds: int) ->
     return list(rows.values())
 
 
+def with_plan_options(spec: OpSpec, case: Case, sms: int) -> OpSpec:
+    """The op also under every choice of the options of plans that hardware has to decide and that changes its plan."""
+    if spec.plan is None or not spec.on_cuda(arguments := case.make(0)):
+        return spec
+    usual, variants = str(spec.plan(arguments, sms)), {}
+    for chosen in itertools.chain.from_iterable(itertools.combinations(OPTIONS, n + 1) for n in range(len(OPTIONS))):
+        with product_options(*chosen):
+            if str(spec.plan(arguments, sms)) != usual:
+                variants[f"with {', '.join(chosen)}"] = product_options(*chosen)(spec.function)
+    return replace(spec, baselines={**variants, **spec.baselines})
+
+
 def ceilings(device: str, timer: Timer, rounds: int, elements: int = 2**29, size: int = 8192) -> Iterator[Row]:
     """What the device reaches at best in this run: bytes of a copy, flops of torch's bf16 product."""
     source = torch.zeros(elements, dtype=torch.bfloat16, device=device)
@@ -190,9 +203,10 @@ def main() -> int:
         return int(any(o.failures for o in outcomes))
     timer = gpu_timer()
     rows = list(ceilings("cuda", timer, options.rounds))
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
     for spec in all_specs():
         for case in spec.bench_cases(options.preset):
-            rows += measure(spec, case, "cuda", timer, options.rounds)
+            rows += measure(with_plan_options(spec, case, sms), case, "cuda", timer, options.rounds)
     print(table(rows))
     if options.json:
         described = {**machine.describe(), "gpu": torch.cuda.get_device_name()}

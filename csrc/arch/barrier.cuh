@@ -39,6 +39,10 @@ __device__ __forceinline__ bool try_wait(uint64_t* barrier, uint32_t parity) {
 __device__ __forceinline__ void arrive_cluster(uint32_t address) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
 }
+// Orders what came before for this block alone: enough where the stage was only read. arrive_cluster() costs a fence.
+__device__ __forceinline__ void arrive_at(uint32_t address) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
+}
 __device__ __forceinline__ bool try_wait_cluster(uint64_t* barrier, uint32_t parity) {
   uint32_t ended;
   asm volatile(

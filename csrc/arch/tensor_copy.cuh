@@ -29,6 +29,17 @@ __device__ __forceinline__ void load_box(uint32_t shared, const void* map, uint6
       : "memory");
 }
 
+// The same box for every block of the cluster whose bit is set in `blocks`: read once, written at the same place of the
+// shared memory of each, and its bytes arrive at the barrier at the same place.
+__device__ __forceinline__ void load_box_multicast(uint32_t shared, const void* map, uint64_t* barrier, int32_t x,
+                                                   int32_t y, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(blocks)
+      : "memory");
+}
+
 // Belongs to the bulk group that this thread commits next.
 __device__ __forceinline__ void store_box(const void* map, uint32_t shared, int32_t x, int32_t y, int32_t z) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),

@@ -16,6 +16,11 @@ void check_operand(const char* op, const char* name, const Tensor& tensor, int64
         "; on a GPU: bfloat16. Convert it with .bfloat16(), or use CPU tensors");
 }
 
+// Of this thread: for measurements and tests.
+thread_local host::ProductOptions options;
+
+void force_product_options(std::string names) { options = host::ProductOptions::of("force_product_options", names); }
+
 // Gradients of a float32 result arrive in float32; the tensor cores take bf16.
 Tensor gradient_operand(const char* op, const Tensor& grad_out) {
   check_dtype(op, "grad_out", grad_out, {ScalarType::BFloat16, ScalarType::Float});
@@ -47,7 +52,7 @@ Tensor multiply_rows(const char* op, DeviceCall& call, Form form, const char* a_
     const Tensor a = suitable(a_bf16, 1);
     problem.across = !suits_tensor_map(b_whole, 2) && suits_tensor_map(b_whole, 1);
     const Tensor b = problem.across ? b_whole : suitable(b_whole, 2);
-    const host::GroupedGemmPlan plan = host::plan_grouped_gemm(problem, call.properties());
+    const host::GroupedGemmPlan plan = host::plan_grouped_gemm(problem, call.properties(), options);
     host::GroupedGemmPointers pointers{};
     pointers.a = call.reads<void>(a_name, a);
     pointers.a_stride = stride_of(a, 0);
@@ -93,7 +98,7 @@ void weight_gradient(const char* op, DeviceCall& call, const Tensor& grad_out_gi
     std::swap(problem.columns, problem.depth);
   }
   if (!in_place && accumulate) stable::copy_(out, grad_b);
-  const host::GroupedGemmPlan plan = host::plan_grouped_gemm(problem, call.properties());
+  const host::GroupedGemmPlan plan = host::plan_grouped_gemm(problem, call.properties(), options);
   host::GroupedGemmPointers pointers{};
   pointers.a = call.reads<void>("grad_out", grad_out);
   pointers.a_stride = stride_of(grad_out, 0);
@@ -110,3 +115,9 @@ void weight_gradient(const char* op, DeviceCall& call, const Tensor& grad_out_gi
 }
 
 }  // namespace hunyuan_kernels::device
+
+STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) { m.def("force_product_options(str names) -> ()"); }
+
+STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CompositeExplicitAutograd, m) {
+  m.impl("force_product_options", TORCH_BOX(&hunyuan_kernels::device::force_product_options));
+}

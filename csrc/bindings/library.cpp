@@ -21,10 +21,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
   m.def("instruction_set() -> str");
   m.def("supported_instruction_sets() -> str");
   m.def("force_instruction_set(str name) -> str");
+  m.def("fill_new_memory(bool fill) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&hunyuan_kernels::instruction_set));
   m.impl("supported_instruction_sets", TORCH_BOX(&hunyuan_kernels::supported_instruction_sets));
   m.impl("force_instruction_set", TORCH_BOX(&hunyuan_kernels::force_instruction_set));
+  m.impl("fill_new_memory", TORCH_BOX(&hunyuan_kernels::fill_new_memory));
 }

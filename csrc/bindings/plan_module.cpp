@@ -123,7 +123,8 @@ void product_plan_class(py::module_& m, const char* name) {
   plan_class<Plan>(m, name)
       .def_readonly("candidates", &Plan::candidates)
       .def_property_readonly("taken", [](const Plan& p) { return p.candidate(); })
-      .def_readonly("panel_tiles", &Plan::panel_tiles);
+      .def_readonly("panel_tiles", &Plan::panel_tiles)
+      .def_readonly("column_panels", &Plan::column_panels);
 }
 
 void register_product_candidate(py::module_& m) {
@@ -132,6 +133,7 @@ void register_product_candidate(py::module_& m) {
       .def_readonly("tile_rows", &ProductCandidate::tile_rows)
       .def_readonly("tile_columns", &ProductCandidate::tile_columns)
       .def_readonly("cluster", &ProductCandidate::cluster, "blocks that divide the depth; 0: no kernel for few rows")
+      .def_readonly("multicast", &ProductCandidate::multicast, "blocks side by side that load each row once")
       .def_readonly("illegal", &ProductCandidate::illegal, "why it cannot be taken; empty: it can")
       .def_readonly("tiles", &ProductCandidate::tiles, "the most that the group sizes can make")
       .def_readonly("likely_tiles", &ProductCandidate::likely_tiles, "with groups of equal size")
@@ -155,16 +157,18 @@ void register_grouped_gemm(py::module_& m) {
   m.def(
       "grouped_gemm",
       [](GroupedGemmForm form, int64_t experts, int64_t rows, int64_t columns, int64_t depth, bool across, DType out,
-         int sms) {
+         int sms, const std::string& options) {
         driver::DeviceProperties device;
         device.sms = sms;
-        return host::plan_grouped_gemm({form, experts, rows, columns, depth, across, out}, device);
+        return host::plan_grouped_gemm({form, experts, rows, columns, depth, across, out}, device,
+                                       host::ProductOptions::of("grouped_gemm", options));
       },
       py::kw_only(), py::arg("form") = GroupedGemmForm::rows, py::arg("experts"), py::arg("rows"), py::arg("columns"),
       py::arg("depth"), py::arg("across") = false, py::arg("out") = DType::bfloat16, py::arg("sms") = 132,
+      py::arg("options") = "",
       "The plan of a [rows, depth] times b [experts, columns, depth] (columns = 2I for SwiGLU), b contiguous along "
-      "depth "
-      "or across. weight_gradient: of grad_out [rows, columns] and a [rows, depth].");
+      "depth or across. weight_gradient: of grad_out [rows, columns] and a [rows, depth]. options: multicast and "
+      "column_panels, with a comma between them.");
 }
 
 void register_fp8_gemm(py::module_& m) {

@@ -1,5 +1,6 @@
 #include "bindings/torch_glue.h"
 
+#include <cstring>
 #include <vector>
 
 #include "common/float_environment.h"
@@ -8,6 +9,8 @@
 
 namespace hunyuan_kernels {
 namespace {
+
+thread_local bool fills_new_memory = false;
 
 class TorchThreadPool final : public ThreadPool {
  public:
@@ -159,6 +162,8 @@ Tensor empty_activation_scale(int64_t batch, int64_t rows, int64_t blocks, const
   return torch::stable::narrow(base, last - 1, 0, rows);
 }
 
+void fill_new_memory(bool fill) { fills_new_memory = fill; }
+
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
   // Not new_empty, which goes through the dispatcher: an op on a few rows takes microseconds.
   constexpr size_t kMaxRank = 8;
@@ -175,8 +180,11 @@ Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tenso
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
   Tensor tensor(handle);
-  if (tensor.is_cpu())
-    prefer_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+  if (tensor.is_cpu()) {
+    const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+    prefer_huge_pages(tensor.mutable_data_ptr(), bytes);
+    if (fills_new_memory) std::memset(tensor.mutable_data_ptr(), 0xff, static_cast<size_t>(bytes));
+  }
   return tensor;
 }
 

@@ -67,7 +67,9 @@ const Value* const_data(const Tensor& tensor) {
   return static_cast<const Value*>(tensor.const_data_ptr());
 }
 
-// Contiguous, on the device of `like`. Large ones on a CPU ask for huge pages.
+// Contiguous, on the device of `like`. Large ones on a CPU ask for huge pages. After fill_new_memory(true) those of
+// this thread on a CPU hold NaN, so that tests see what is not written.
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like);
+void fill_new_memory(bool fill);
 
 }  // namespace hunyuan_kernels

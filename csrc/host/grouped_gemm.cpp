@@ -19,8 +19,20 @@ int64_t result_columns(const GroupedGemmProblem& p) {
   return is_swiglu(p.form) ? p.columns / 2 : p.columns;
 }
 
-std::string why_illegal(const GroupedGemmProblem& p, const ProductCandidate& c) {
+// Multicast has few kernels until it was measured.
+std::string why_no_multicast(const GroupedGemmProblem& p, const ProductCandidate& c, int64_t sms) {
   const std::string name = name_of(p.form);
+  if (p.form == Form::weight_gradient) return name + " has no kernels with multicast";
+  if (c.tile_columns != 256) return "multicast has tiles of 256 columns only";
+  if (p.out != DType::bfloat16) return "multicast has bfloat16 results only";
+  if (is_swiglu(p.form) && p.across) return name + " with b across has no kernels with multicast";
+  if (sms < 2) return "a cluster of two needs two SMs";
+  return p.columns <= c.tile_columns ? "all columns are in one tile" : "";
+}
+
+std::string why_illegal(const GroupedGemmProblem& p, const ProductCandidate& c, int64_t sms) {
+  const std::string name = name_of(p.form);
+  if (c.multicast > 1) return why_no_multicast(p, c, sms);
   if (c.cluster == 0)
     return p.form != Form::rows && c.tile_columns != 256 ? name + " has tiles of 256 columns only" : "";
   if (p.form == Form::weight_gradient) return name + " has no kernels for few rows";
@@ -31,8 +43,8 @@ std::string why_illegal(const GroupedGemmProblem& p, const ProductCandidate& c) 
 std::string kernel_name(const GroupedGemmPlan& plan) {
   const GroupedGemmProblem& p = plan.problem;
   const std::string out = p.out == DType::float32 ? "_float32" : "_bfloat16";
-  const std::string across = p.across ? "_across" : "";
   const ProductCandidate& c = plan.candidate();
+  const std::string across = std::string(p.across ? "_across" : "") + (c.multicast > 1 ? "_multicast" : "");
   if (c.cluster) {
     const std::string tokens = std::to_string(c.tile_rows);
     return "grouped_gemm_few_rows_" + (is_swiglu(p.form) ? "swiglu_" + tokens : tokens + out) + across;
@@ -60,20 +72,28 @@ const char* name_of(Form form) {
   return "";
 }
 
-GroupedGemmPlan plan_grouped_gemm(const GroupedGemmProblem& problem, const driver::DeviceProperties& device) {
+GroupedGemmPlan plan_grouped_gemm(const GroupedGemmProblem& problem, const driver::DeviceProperties& device,
+                                  const ProductOptions& options) {
   GroupedGemmPlan plan;
   plan.problem = problem;
+  if (options.multicast)
+    for (int tile_columns : {256, 128}) plan.candidates.push_back({128, tile_columns, 0, 2});
   for (int tile_columns : {256, 128}) plan.candidates.push_back({128, tile_columns});
   const int parts = is_swiglu(problem.form) ? 2 : 1;
   for (int tokens : {16, 64})
     for (int cluster : {1, 2, 4, 8}) plan.candidates.push_back({tokens, parts * kernels::kFewRowsWeights, cluster});
-  for (ProductCandidate& c : plan.candidates) c.illegal = why_illegal(problem, c);
+  bool multicast = false;
+  for (ProductCandidate& c : plan.candidates) {
+    // The model sees no gain in sharing rows: what was asked for is taken where it is possible.
+    c.illegal = multicast ? "multicast was asked for" : why_illegal(problem, c, device.sms);
+    multicast |= c.multicast > 1 && c.illegal.empty();
+  }
   ProductShape shape(name_of(problem.form), problem, parts);
   shape.weight_gradient = problem.form == Form::weight_gradient;
   shape.rest = !shape.weight_gradient;
   shape.lines = problem.columns;
   shape.columns = result_columns(problem);
-  plan.take_best(shape, device.sms);
+  plan.take_best(shape, device.sms, options);
   const ProductCandidate& c = plan.candidate();
   if (c.tiles == 0) return plan;
   driver::KernelLaunch launch = plan.launch_of(device.sms);
@@ -105,7 +125,8 @@ void launch_grouped_gemm(const GroupedGemmPlan& plan, const GroupedGemmPointers&
   const int64_t columns = result_columns(p);
   const uint32_t slice = static_cast<uint32_t>(128 / element_size(p.out));
   constexpr DType kBf16 = DType::bfloat16;
-  const auto tile_rows = static_cast<uint32_t>(plan.candidate().tile_rows);
+  // Of two blocks that share rows each loads half of them.
+  const auto box_rows = static_cast<uint32_t>(plan.candidate().tile_rows / plan.candidate().multicast);
 
   kernels::GroupedGemmArguments arguments{};
   auto map = [&](const char* what, const TiledTensor& tensor) {
@@ -121,7 +142,7 @@ void launch_grouped_gemm(const GroupedGemmPlan& plan, const GroupedGemmPointers&
                                    {pointers.out_stride, pointers.out_expert_stride},
                                    {slice, 64, 1}});
   } else {
-    arguments.a = map("a", {kBf16, pointers.a, {p.depth, p.rows, 1}, {pointers.a_stride, 0}, {64, tile_rows, 1}, 2});
+    arguments.a = map("a", {kBf16, pointers.a, {p.depth, p.rows, 1}, {pointers.a_stride, 0}, {64, box_rows, 1}, 2});
     const std::array<int64_t, 2> strides = {pointers.b_stride, pointers.b_expert_stride};
     arguments.b =
         map("b", p.across ? TiledTensor{kBf16, pointers.b, {p.columns, p.depth, p.experts}, strides, {64, 64, 1}}
@@ -142,6 +163,7 @@ void launch_grouped_gemm(const GroupedGemmPlan& plan, const GroupedGemmPointers&
   arguments.columns = static_cast<int32_t>(columns);
   arguments.depth = static_cast<int32_t>(p.depth);
   arguments.panel_tiles = plan.panel_tiles;
+  arguments.column_panels = plan.column_panels;
   arguments.accumulate = pointers.accumulate;
   void* parameters[] = {&arguments};
   stream.launch(plan.launches[0], parameters);

@@ -30,7 +30,8 @@ std::string title(const GroupedGemmProblem& problem);
 using GroupedGemmPlan = ProductPlan<GroupedGemmProblem>;
 
 // Pure: no device, no memory. Raises when the problem has more rows or tiles than the kernels can count.
-GroupedGemmPlan plan_grouped_gemm(const GroupedGemmProblem& problem, const driver::DeviceProperties& device);
+GroupedGemmPlan plan_grouped_gemm(const GroupedGemmProblem& problem, const driver::DeviceProperties& device,
+                                  const ProductOptions& options = {});
 
 // Operands in bf16, strides in elements; addresses and strides are multiples of 16 bytes.
 struct GroupedGemmPointers {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <sstream>
 #include <utility>
 
 #include "common/check.h"
@@ -34,7 +35,8 @@ int64_t likely_row_tiles(int64_t rows, int64_t groups, int64_t tile_rows) {
 }
 
 // Tiles below each other that share the SMs with those of the next columns: h rows of tiles and sms / h columns of them
-// load the fewest different bytes when h * tile_rows = (sms / h) * tile_columns. A power of two below that.
+// load the fewest different bytes when h * tile_rows = (sms / h) * tile_columns. A power of two below that. The other
+// way around with the two exchanged.
 int panel_height(int64_t tile_rows, int64_t tile_columns, int64_t sms) {
   int height = 1;
   while (4 * height * height * tile_rows <= sms * tile_columns) height *= 2;
@@ -57,17 +59,17 @@ int64_t resident_clusters(int64_t sms, int64_t cluster) {
 void estimate(const ProductShape& s, int64_t sms, ProductCandidate& c) {
   if (!c.illegal.empty()) return;
   const int64_t clusters = maximum(c.cluster, 1);
-  const int64_t across = ceil_div(s.columns, c.tile_columns / s.parts);
+  const int64_t across = round_up(ceil_div(s.columns, c.tile_columns / s.parts), c.multicast);
   const int64_t gradient_tiles = s.groups * ceil_div(s.lines, c.tile_rows);
   c.tiles = across * (s.weight_gradient ? gradient_tiles : most_row_tiles(s.rows, s.groups + s.rest, c.tile_rows));
   c.likely_tiles = across * (s.weight_gradient ? gradient_tiles : likely_row_tiles(s.rows, s.groups, c.tile_rows));
-  c.waves = ceil_div(c.likely_tiles, resident_clusters(sms, clusters));
+  c.waves = ceil_div(c.likely_tiles / c.multicast, resident_clusters(sms, clusters * c.multicast));
   const int64_t depth = s.weight_gradient ? ceil_div(s.rows, maximum(s.groups, 1)) : s.depth;
   const int64_t blocks = ceil_div(depth, s.tile_depth);
   const auto size = static_cast<double>(element_size(s.operands));
   const double block_flops = 2.0 * c.tile_rows * c.tile_columns * s.tile_depth;
   const double weight_size = s.e4m3_weights ? 1 : size;
-  const double block_bytes = (size * c.tile_rows + weight_size * c.tile_columns) * s.tile_depth;
+  const double block_bytes = (size * c.tile_rows / c.multicast + weight_size * c.tile_columns) * s.tile_depth;
   c.flops = static_cast<double>(c.likely_tiles * blocks) * block_flops;
   c.bytes = static_cast<double>(c.likely_tiles * blocks) * block_bytes;
   const double flops_per_clock = kBf16FlopsPerClock * 2 / size;
@@ -86,7 +88,20 @@ void estimate(const ProductShape& s, int64_t sms, ProductCandidate& c) {
 
 }  // namespace
 
-void ProductChoice::take_best(const ProductShape& shape, int64_t sms) {
+ProductOptions ProductOptions::of(const char* op, const std::string& names) {
+  ProductOptions options;
+  std::istringstream rest(names);
+  for (std::string name; std::getline(rest, name, ',');) {
+    bool* option = name == "multicast"       ? &options.multicast
+                   : name == "column_panels" ? &options.column_panels
+                                             : nullptr;
+    check(option, op, "options", "has '", name, "'; allowed: multicast, column_panels, with commas between them");
+    *option = true;
+  }
+  return options;
+}
+
+void ProductChoice::take_best(const ProductShape& shape, int64_t sms, const ProductOptions& options) {
   tile_depth = shape.tile_depth;
   for (ProductCandidate& c : candidates) {
     estimate(shape, sms, c);
@@ -94,9 +109,14 @@ void ProductChoice::take_best(const ProductShape& shape, int64_t sms) {
   }
   // Where memory decides, the SMs that have least to do leave it the most time.
   auto cost = [](const ProductCandidate& c) { return std::pair(c.clocks(), c.sm_clocks); };
-  for (size_t i = 1; i < candidates.size(); ++i)
-    if (candidates[i].illegal.empty() && cost(candidates[i]) < cost(candidates[taken])) taken = i;
-  panel_tiles = panel_height(candidate().tile_rows, candidate().tile_columns, sms);
+  for (size_t i = 0; i < candidates.size(); ++i)
+    if (candidates[i].illegal.empty() &&
+        (!candidates[taken].illegal.empty() || cost(candidates[i]) < cost(candidates[taken])))
+      taken = i;
+  const ProductCandidate& c = candidate();
+  column_panels = options.column_panels && !c.cluster;
+  const int64_t rows = c.tile_rows, columns = c.tile_columns * c.multicast, places = sms / c.multicast;
+  panel_tiles = column_panels ? panel_height(columns, rows, places) : panel_height(rows, columns, places);
 }
 
 std::string ProductChoice::lines() const {
@@ -106,6 +126,7 @@ std::string ProductChoice::lines() const {
     text += "\n  tile " + std::to_string(c.tile_rows) + " x " + std::to_string(c.tile_columns) + " x " +
             std::to_string(tile_depth);
     if (c.cluster) text += ", depth over " + std::to_string(c.cluster);
+    if (c.multicast > 1) text += ", rows to " + std::to_string(c.multicast) + " blocks by multicast";
     if (!c.illegal.empty()) {
       text += ": not possible: " + c.illegal;
       continue;
@@ -116,7 +137,9 @@ std::string ProductChoice::lines() const {
             short_number(c.memory_clocks);
     if (i != taken) continue;
     text += " <- taken";
-    if (!c.cluster) text += ", panels of " + std::to_string(panel_tiles) + " tiles";
+    if (c.cluster) continue;
+    text += ", panels of " + std::to_string(panel_tiles) + " tiles " +
+            (column_panels ? "side by side" : "below each other");
   }
   for (const driver::KernelLaunch& launch : launches) text += "\n  " + launch.text();
   return text;
@@ -124,9 +147,9 @@ std::string ProductChoice::lines() const {
 
 driver::KernelLaunch ProductChoice::launch_of(int64_t sms) const {
   const ProductCandidate& c = candidate();
-  const int64_t cluster = maximum(c.cluster, 1);
+  const int64_t cluster = maximum(c.cluster, 1) * c.multicast;
   driver::KernelLaunch launch;
-  launch.grid.x = static_cast<uint32_t>(cluster * minimum(resident_clusters(sms, cluster), c.tiles));
+  launch.grid.x = static_cast<uint32_t>(cluster * minimum(resident_clusters(sms, cluster), c.tiles / c.multicast));
   launch.cluster.x = static_cast<uint32_t>(cluster);
   return launch;
 }

@@ -10,10 +10,20 @@
 
 namespace hunyuan_kernels::host {
 
+// What only hardware can decide. Off until it was measured there.
+struct ProductOptions {
+  bool multicast = false;      // clusters of two blocks with tiles side by side load each row of a once
+  bool column_panels = false;  // the order of tiles within a group: tile/matrix_tiles.cuh
+
+  // Names with commas between them. Raises for others, in the name of `op`.
+  static ProductOptions of(const char* op, const std::string& names);
+};
+
 // A way to cut the work, whether it was taken or not. Times are in SM clocks, of the model in host/product_plan.cpp.
 struct ProductCandidate {
   int tile_rows, tile_columns;  // tile_columns of b, gate and up together
   int cluster = 0;              // few rows: blocks that divide the depth; 0: a kernel that divides nothing
+  int multicast = 1;            // blocks of a cluster with tiles side by side, that load each row of a once
   std::string illegal{};        // why it cannot be taken; empty: it can
   int64_t tiles = 0;            // the most that the group sizes can make
   int64_t likely_tiles = 0;     // with groups of equal size
@@ -62,12 +72,13 @@ struct ProductChoice {
   std::vector<ProductCandidate> candidates;
   size_t taken = 0;                            // of the candidates
   int tile_depth = 64;                         // of a stage, of all candidates
-  int panel_tiles = 1;                         // tiles below each other that are done before the next column of tiles
+  int panel_tiles = 1;                         // of tile/matrix_tiles.cuh, in clusters of tiles
+  bool column_panels = false;                  // likewise
   std::vector<driver::KernelLaunch> launches;  // one; none when there is nothing to write
 
   const ProductCandidate& candidate() const { return candidates[taken]; }
   // Estimates the candidates and takes the best possible one: the fewest clocks. Raises when one has too many tiles.
-  void take_best(const ProductShape& shape, int64_t sms);
+  void take_best(const ProductShape& shape, int64_t sms, const ProductOptions& options = {});
   // As many clusters as there are tiles or the GPU holds; kernel, threads and shared memory are to be filled in.
   driver::KernelLaunch launch_of(int64_t sms) const;
   // A line for each candidate and launch, with a line break before it.

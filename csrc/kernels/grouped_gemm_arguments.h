@@ -24,6 +24,7 @@ struct alignas(128) TensorMap {
 // a and lines of b of equal depth; `along depth` says which dimension of the operand is contiguous.
 struct GroupedGemmArguments {
   // Rows:              [K, S], box 64 x 128 (along depth).   Weight gradient: grad_out as [N, S], box 64 x 64.
+  //                    With multicast box 64 x 64: each of two blocks loads half of the rows for both.
   TensorMap a;
   // Rows, along depth: [K, N, E], box 64 x 128 x 1.          Weight gradient: a as [K, S, 1], box 64 x 64 x 1.
   // Rows, across:      [N, K, E], box 64 x 64 x 1.
@@ -43,7 +44,8 @@ struct GroupedGemmArguments {
   int32_t row_columns;  // of out as it lies (preactivation: of each half): as many, rounded up to 16 bytes. Not of
                         // gradients
   int32_t depth;        // K. Weight gradient: unused, the groups' rows
-  int32_t panel_tiles;  // tiles below each other that are done before the next column of tiles; at least 1
+  int32_t panel_tiles;  // of tile/matrix_tiles.cuh; at least 1
+  uint32_t column_panels;
   uint32_t accumulate;  // weight gradient in fp32: added to what is there
 };
 

@@ -30,6 +30,11 @@
 // anything (0 x NaN is NaN): it is zeroed in shared memory, up to the 16 rows of the last product that is issued. Lines
 // and columns end with the tensor, where TMA stores end by themselves.
 //
+// Multicast (..._multicast): a cluster of two blocks takes two tiles side by side, of the same rows. Each loads its own
+// columns of b, and half of the rows of a for both: a stage is filled by two producers, and by none of them before the
+// consumers of both blocks have released it. The second tile may lie past the last column: its block loads its half of
+// a, multiplies nothing and stores nothing.
+//
 // Limits: S, N, K < 2^31 - 512; operand rows at multiples of 16 bytes; fewer than 2^31 tiles.
 #include "arch/math.cuh"
 #include "kernels/grouped_gemm_arguments.h"
@@ -54,7 +59,7 @@ constexpr uint32_t kConsumersBarrier = 1, kFirstSliceBarrier = 2;  // named barr
 
 using Tile = tile::MatrixTile;
 
-template <Form kForm_, int kTileColumns_, Major kMajorB_, typename Output_>
+template <Form kForm_, int kTileColumns_, Major kMajorB_, typename Output_, int kBlocks = 1>
 struct Kernel {
   using Output = Output_;
   static constexpr Form kForm = kForm_;
@@ -67,23 +72,37 @@ struct Kernel {
 
   static constexpr int kBytesA = kLines * kDepth * 2, kStageBytes = kBytesA + kTileColumns * kDepth * 2;
   static_assert(kGroupedGemmStagesBytes % kStageBytes == 0);
-  using Frame = tile::WarpSpecialized<kGroupedGemmStagesBytes / kStageBytes, kStageBytes, kGroupedGemmSlicesBytes>;
+  using Frame = tile::WarpSpecialized<kGroupedGemmStagesBytes / kStageBytes, kStageBytes, kGroupedGemmSlicesBytes,
+                                      tile::NoMoreBarriers, kBlocks>;
   static_assert(Frame::kSharedBytes <= kGroupedGemmSharedBytes);
   using Memory = typename Frame::Memory;
   using Ring = typename Frame::Ring;
-  using Tiles = tile::MatrixTiles<GroupedGemmArguments, kLines, kOutColumns, kWeightGradient>;
+  using Tiles = tile::MatrixTiles<GroupedGemmArguments, kLines, kOutColumns, kWeightGradient, kBlocks>;
 
   // ---- producer ----------------------------------------------------------------------------------------------------
 
-  __device__ __forceinline__ static void load(const GroupedGemmArguments& a, const Tile& t, int32_t depth,
-                                              uint32_t stage, uint64_t* full) {
-    if constexpr (kMajorA == Major::k) {
+  // Whether there is anything to multiply and to store: not in a cluster's tile past the last column.
+  __device__ __forceinline__ static bool has_columns(const GroupedGemmArguments& a, const Tile& t) {
+    return kBlocks == 1 || t.column < a.columns;
+  }
+
+  __device__ __forceinline__ static void load_a(const GroupedGemmArguments& a, const Tile& t, int32_t depth,
+                                                uint32_t stage, uint64_t* full) {
+    if constexpr (kBlocks > 1) {
+      static_assert(kMajorA == Major::k && kBlocks * 64 == kLines);
+      const uint32_t rank = arch::cluster_rank();
+      constexpr uint16_t kEveryBlock = (1 << kBlocks) - 1;
+      arch::load_box_multicast(stage + rank * kBoxBytes, &a.a, full, depth, t.line + 64 * rank, kEveryBlock);
+    } else if constexpr (kMajorA == Major::k) {
       arch::load_box(stage, &a.a, full, depth, t.line);
     } else {
 #pragma unroll
       for (int box = 0; box < kLines / 64; ++box)
         arch::load_box(stage + box * kBoxBytes, &a.a, full, t.line + 64 * box, depth);
     }
+  }
+  __device__ __forceinline__ static void load_b(const GroupedGemmArguments& a, const Tile& t, int32_t depth,
+                                                uint32_t stage, uint64_t* full) {
     constexpr int kBoxLines = kMajorB == Major::k ? 128 : 64, kHalf = kSwiglu ? kTileColumns / 2 : kTileColumns;
 #pragma unroll
     for (int line = 0; line < kTileColumns; line += kBoxLines) {
@@ -103,8 +122,10 @@ struct Kernel {
     for (Tile t; tiles.next(t);) {
       if (!issues) continue;
       for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
-        ring.fill(kStageBytes);
-        load(a, t, depth, memory.stage(ring.stage()), ring.full());
+        const bool columns = has_columns(a, t);
+        ring.fill(columns ? kStageBytes : kBytesA);
+        load_a(a, t, depth, memory.stage(ring.stage()), ring.full());
+        if (columns) load_b(a, t, depth, memory.stage(ring.stage()), ring.full());
       }
     }
   }
@@ -210,6 +231,10 @@ struct Kernel {
                         kFirstSliceBarrier + half, threadIdx.x % 128);
     float sums[kTileColumns / 2];
     for (Tile t; tiles.next(t);) {
+      if (!has_columns(a, t)) {
+        ring.pass(t.depth, t.depth_end, kDepth);
+        continue;
+      }
       multiply_tile(sums, t, half, memory, ring);
       if (t.line + 64 * half >= t.line_end) continue;
       if (kWeightGradient && a.accumulate && t.depth >= t.depth_end) continue;
@@ -255,6 +280,10 @@ HK_KERNEL(swiglu, Form::swiglu, 256, Major::k, bfloat16)
 HK_KERNEL(swiglu_across, Form::swiglu, 256, Major::mn, bfloat16)
 HK_KERNEL(swiglu_preactivation, Form::swiglu_preactivation, 256, Major::k, bfloat16)
 HK_KERNEL(swiglu_preactivation_across, Form::swiglu_preactivation, 256, Major::mn, bfloat16)
+HK_KERNEL(rows_256_bfloat16_multicast, Form::rows, 256, Major::k, bfloat16, 2)
+HK_KERNEL(rows_256_bfloat16_across_multicast, Form::rows, 256, Major::mn, bfloat16, 2)
+HK_KERNEL(swiglu_multicast, Form::swiglu, 256, Major::k, bfloat16, 2)
+HK_KERNEL(swiglu_preactivation_multicast, Form::swiglu_preactivation, 256, Major::k, bfloat16, 2)
 HK_KERNEL(wgrad_bfloat16, Form::weight_gradient, 256, Major::mn, bfloat16)
 HK_KERNEL(wgrad_float32, Form::weight_gradient, 256, Major::mn, float)
 #undef HK_KERNEL

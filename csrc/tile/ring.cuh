@@ -1,12 +1,15 @@
 // A ring of stages in shared memory between one producer thread, which fills them by TMA, and consumer warps.
 //
 //   full[s]    a phase ends when the producer has announced the bytes of stage s and they have arrived
-//   empty[s]   a phase ends when every consumer warp has released stage s
+//   empty[s]   a phase ends when every consumer warp has released stage s. With kBlocks > 1 the producers of a cluster
+//              fill each other's stages, too: every consumer warp releases a stage in all of its blocks. It may
+//              not have written to the stage.
 //
 // Each side walks over the stages in the same order and counts for itself; the parity flips with every round. The
 // producer waits for the parity of the round before, which is over at once in the first round.
 #pragma once
 #include "arch/barrier.cuh"
+#include "arch/cluster.cuh"
 
 namespace hunyuan_kernels::tile {
 
@@ -23,7 +26,7 @@ struct RingBarriers {
   }
 };
 
-template <int kStages>
+template <int kStages, int kBlocks = 1>
 class Ring {
  public:
   __device__ explicit Ring(RingBarriers<kStages>& barriers) : barriers_(barriers) {}
@@ -42,7 +45,15 @@ class Ring {
 
   // The consumers' part. By every thread, and by one lane of each warp.
   __device__ __forceinline__ void wait_until_full() { wait(full(), parity_); }
-  __device__ __forceinline__ void release(uint32_t stage) { arch::arrive(&barriers_.empty[stage]); }
+  __device__ __forceinline__ void release(uint32_t stage) {
+    if constexpr (kBlocks > 1) {
+#pragma unroll
+      for (uint32_t block = 0; block < kBlocks; ++block)
+        arch::arrive_at(arch::map_to_rank(&barriers_.empty[stage], block));
+    } else {
+      arch::arrive(&barriers_.empty[stage]);
+    }
+  }
   // By warps that do not use the stages of the depths begin, begin + step, ... below end.
   __device__ __forceinline__ void pass(int32_t begin, int32_t end, int32_t step) {
     // One lane: the others could be so late that the stage was filled twice, and its parity is that of before.

@@ -20,11 +20,12 @@ struct NoMoreBarriers {
   __device__ void initialize() {}
 };
 
-template <int kStages_, int kStageBytes_, int kScratchBytes_, typename MoreBarriers = NoMoreBarriers>
+// kBlocks: of a cluster, that fill each other's stages.
+template <int kStages_, int kStageBytes_, int kScratchBytes_, typename MoreBarriers = NoMoreBarriers, int kBlocks = 1>
 struct WarpSpecialized {
   static constexpr int kStages = kStages_, kStageBytes = kStageBytes_;
   static_assert(kStages >= 3 && kStageBytes % 1024 == 0 && kScratchBytes_ % 8 == 0);
-  using Ring = tile::Ring<kStages>;
+  using Ring = tile::Ring<kStages, kBlocks>;
   struct Barriers {
     RingBarriers<kStages> ring;
     MoreBarriers more;
@@ -41,9 +42,9 @@ struct WarpSpecialized {
   };
 
   // produce(memory) by the producer, consume(memory) by the consumers. kConsumerRegisters: of each of
-  // their threads, for kernels of 168; the first warpgroup gives them up. 0: all keep theirs. kInCluster: barriers are
-  // used by other blocks of the cluster, too, and whoever runs here sees to it that none is used after its block has
-  // ended.
+  // their threads, for kernels of 168; the first warpgroup gives them up. 0: all keep theirs. kInCluster: MoreBarriers
+  // are used by other blocks of the cluster, too, and whoever runs here sees to it that none is used after its block
+  // has ended. Stages that other blocks fill are seen to here.
   template <int kConsumerRegisters, bool kInCluster, typename Produce, typename Consume, typename... TensorMaps>
   __device__ __forceinline__ static void run(Produce&& produce, Consume&& consume, const TensorMaps&... maps) {
     extern __shared__ __align__(1024) uint8_t memory_start[];
@@ -51,15 +52,13 @@ struct WarpSpecialized {
     const Memory memory{arch::shared_address(memory_start), scratch,
                         *reinterpret_cast<Barriers*>(scratch + kScratchBytes_)};
     if (threadIdx.x == 0) {
-      memory.barriers.ring.initialize(kConsumerWarps);
+      memory.barriers.ring.initialize(kConsumerWarps * kBlocks);
       memory.barriers.more.initialize();
       arch::fence_barrier_initialization();
       (arch::prefetch_tensor_map(&maps), ...);
     }
-    if constexpr (kInCluster) {
-      __syncwarp();
-      arch::cluster_arrive();
-      arch::cluster_wait();
+    if constexpr (kInCluster || kBlocks > 1) {
+      meet_cluster();
     } else {
       __syncthreads();
     }
@@ -72,6 +71,15 @@ struct WarpSpecialized {
       if constexpr (kConsumerRegisters) arch::grow_to_registers<kConsumerRegisters>();
       consume(memory);
     }
+    // Stages and barriers are there until no block of the cluster uses them any more.
+    if constexpr (kBlocks > 1) meet_cluster();
+  }
+
+ private:
+  __device__ __forceinline__ static void meet_cluster() {
+    __syncwarp();  // the cluster's barrier takes whole warps
+    arch::cluster_arrive();
+    arch::cluster_wait();
   }
 };
 

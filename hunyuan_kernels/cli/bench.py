@@ -19,6 +19,7 @@ from hunyuan_kernels.cli.counters import SMS
 from hunyuan_kernels.testing import machine
 from hunyuan_kernels.testing.measure import Bench, Measurement
 from hunyuan_kernels.testing.memory import MemoryProbe
+from hunyuan_kernels.testing.product_options import OPTIONS, product_options
 from hunyuan_kernels.testing.providers import PROVIDERS
 from hunyuan_kernels.testing.spec import PRESETS, Case, OpSpec, all_specs
 from hunyuan_kernels.testing.timing import Timing
@@ -113,6 +114,9 @@ def bench(
         str, typer.Option(help=f"Whose functions to compare with, by commas: {', '.join(PROVIDERS)}.")
     ] = "torch",
     explain: Annotated[bool, typer.Option("--explain", help="Time nothing: show what is planned for a GPU.")] = False,
+    plan: Annotated[
+        list[str] | None, typer.Option(help=f"With --explain: an option of grouped GEMMs: {', '.join(OPTIONS)}.")
+    ] = None,
 ) -> None:
     """Times ops against PyTorch and others, interleaved in one process, beside this machine's measured ceilings."""
     specs = chosen_specs(names)
@@ -125,9 +129,18 @@ def bench(
     pairs = [(spec, c) for spec in specs for c in spec.bench_cases(preset) if case is None or case in c.label]
     if not pairs:
         refuse("case", case or "", [c.label for spec in specs for c in spec.bench_cases(preset)])
+    for option in plan or []:
+        if option not in OPTIONS:
+            refuse("plan", option, OPTIONS)
     if explain:
-        print("\n\n".join(explanations(pairs)))
+        with product_options(*(plan or [])):
+            print("\n\n".join(explanations(pairs)))
         return
+    if plan:
+        print(
+            "hunyuan-kernels: --plan: plans are made for a GPU, which is not timed here; add --explain", file=sys.stderr
+        )
+        raise typer.Exit(2)
     if json_file is not None and json_file != "-":
         _require_writable(json_file)
     if threads is not None:

@@ -38,6 +38,12 @@ HARMLESS = (
         "before the cluster's barrier, which the simulator takes to bring a warp together by itself",
     ),
     Harmless(
+        r"grouped_gemm_.*_multicast",
+        r"bar\.warp\.sync -1;",
+        2,
+        "before the cluster's two barriers, which the simulator takes to bring a warp together by themselves",
+    ),
+    Harmless(
         r"grouped_gemm_wgrad.*",
         r"wgmma\.fence\.sync\.aligned;",
         1,

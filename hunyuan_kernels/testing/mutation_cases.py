@@ -8,12 +8,14 @@ their spec.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from hunyuan_kernels.reference.prepack import prepack_for_gpu
+from hunyuan_kernels.testing.product_options import product_options
 from hunyuan_kernels.testing.spec import Arguments, Case, OpSpec
 from hunyuan_kernels.testing.specs.fp8_gemm import E4M3, blocks
 from hunyuan_kernels.testing.specs.grouped_gemm import make_arguments, offsets_of
@@ -49,6 +51,9 @@ _SWIGLU: dict[str, _Shape] = {
     "few rows 16": ([9, 5], 2, 72, 700),
     "few rows 64": ([33, 20], 3, 72, 700),
 }
+#: Three tiles side by side, of which two blocks take two and then one.
+_MULTICAST_ROWS: dict[str, _Shape] = {"multicast": ([129, 0, 70], 67, 520, 600)}
+_MULTICAST_SWIGLU: dict[str, _Shape] = {"multicast": ([129, 0, 70], 67, 264, 600)}
 
 
 def _bf16(name: str, shapes: dict[str, _Shape], option: str, values: dict[str, Any]) -> list[Case]:
@@ -70,6 +75,21 @@ def _bf16(name: str, shapes: dict[str, _Shape], option: str, values: dict[str, A
         for across in (False, True)
         for text, value in values.items()
     ]
+
+
+def _multicast(cases: list[Case]) -> list[Case]:
+    return [replace(case, sms=2, within=partial(product_options, "multicast")) for case in cases]
+
+
+def _grouped_gemm() -> list[Case]:
+    bf16, both = {", to bf16": BFLOAT16}, {", to bf16": BFLOAT16, ", to fp32": FLOAT32}
+    return _bf16("b", _ROWS, "out_dtype", both) + _multicast(_bf16("b", _MULTICAST_ROWS, "out_dtype", bf16))
+
+
+def _grouped_swiglu() -> list[Case]:
+    name, option, values = "gate_up", "return_preactivation", {"": False, ", with the pre-activation": True}
+    with_kernels = [case for case in _bf16(name, _MULTICAST_SWIGLU, option, values) if "across" not in case.label]
+    return _bf16(name, _SWIGLU, option, values) + _multicast(with_kernels)
 
 
 def _grouped_gemm_wgrad() -> list[Case]:
@@ -146,10 +166,8 @@ def _fp8_weights(name: str) -> list[Case]:
 
 
 _CASES: dict[str, Callable[[], list[Case]]] = {
-    "grouped_gemm": lambda: _bf16("b", _ROWS, "out_dtype", {", to bf16": BFLOAT16, ", to fp32": FLOAT32}),
-    "grouped_swiglu": lambda: _bf16(
-        "gate_up", _SWIGLU, "return_preactivation", {"": False, ", with the pre-activation": True}
-    ),
+    "grouped_gemm": _grouped_gemm,
+    "grouped_swiglu": _grouped_swiglu,
     "grouped_gemm_wgrad_": _grouped_gemm_wgrad,
     "fp8_gemm": lambda: _fp8("b", [([192], 0, 120, 830), ([192], 0, 248, 600)], experts=False),
     "grouped_gemm_fp8": lambda: _fp8("b", [([129, 0, 70], 67, 120, 830), ([129, 0, 70], 67, 248, 600)]),

@@ -26,9 +26,11 @@ def _fresh_memory_is_nan() -> Iterator[None]:
     """Elements that a mutant does not write differ from the right ones, which the run before may have left there."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    ops.fill_new_memory(True)
     try:
         yield
     finally:
+        ops.fill_new_memory(False)
         torch.use_deterministic_algorithms(before)
 
 
@@ -46,7 +48,7 @@ class _CaseLaunch:
 
     def __call__(self, module: simulator.Module, setting: Mapping[str, Any]) -> Sequence[LaunchReport]:
         own = self.case.make(0)  # the op may change them
-        with simulated_gpu_of({"num_sms": self.case.sms, **setting}) as gpu, _fresh_memory_is_nan():
+        with simulated_gpu_of({"num_sms": self.case.sms, **setting}) as gpu, _fresh_memory_is_nan(), self.case.within():
             gpu.load_instead(self.stem, module)
             got = self.spec.function(**own)
         for comparison in self.spec.compare(self.case.make(0), got, self.want):
@@ -71,7 +73,7 @@ def executed_lines(spec: OpSpec, cases: Sequence[Case]) -> dict[str, set[int]]:
     lines: dict[str, set[int]] = {}
     for case in cases:
         arguments = case.make(0)
-        with simulated_gpu_of({"num_sms": case.sms}) as gpu:
+        with simulated_gpu_of({"num_sms": case.sms}) as gpu, case.within():
             spec.function(**arguments)
         for report in gpu.reports:
             lines.setdefault(report.kernel, set()).update(report.by_line)

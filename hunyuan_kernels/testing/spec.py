@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ class Case:
     label: str
     make: Callable[[int], Arguments]
     sms: int = 8  #: of the simulated GPU on which mutants run it
+    within: Callable[[], AbstractContextManager[None]] = nullcontext  #: in which mutants run it: options of plans
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,17 @@ def test_measure():
     assert ops.NO_KERNEL in ops.table(rows.values())
 
 
+def test_plan_options_are_measured_where_they_change_the_plan():
+    spec, sms = spec_of("grouped_gemm"), 132
+    few, many = (next(c for c in spec.bench_cases(None) if f" {rows} rows" in c.label) for rows in (1, 512))
+    names = ["with multicast", "with column_panels", "with multicast, column_panels"]
+    assert [name for name in ops.with_plan_options(spec, many, sms).baselines if name.startswith("with ")] == names
+    assert "with column_panels" not in ops.with_plan_options(spec, few, sms).baselines
+    rows = {row.what: row for row in ops.measure(ops.with_plan_options(spec, few, sms), few, "cpu", ops.wall_timer, 1)}
+    assert rows["with multicast"].times_op
+    assert ops.with_plan_options(spec_of("quantize_fp8"), few, sms) is spec_of("quantize_fp8")
+
+
 def test_ceilings():
     rows = list(ops.ceilings("cpu", ops.wall_timer, 2, elements=1024, size=16))
     assert [row.case for row in rows] == ["copy", "bf16 product"]

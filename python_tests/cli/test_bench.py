@@ -109,6 +109,15 @@ def test_explain_shows_the_plans():
     assert "]: no choice of kernels to explain" in result.output
 
 
+def test_explain_takes_options_of_plans():
+    asked = ("grouped_gemm", "--plan", "multicast", "--case", "16 experts x 512 rows")
+    result = run(*asked, "--explain")
+    assert "tile 128 x 256 x 64, rows to 2 blocks by multicast: at most" in result.output
+    assert "multicast" not in run("grouped_gemm", "--explain", "--case", "16 experts x 512 rows").output
+    result = run(*asked)
+    assert (result.exit_code, "add --explain" in result.output) == (2, True)
+
+
 def test_baselines_that_would_take_too_long_are_left_out():
     spec = spec_of("grouped_gemm")
     small, large = spec.bench_cases(None)[:2]

@@ -24,7 +24,8 @@ def test_text_holds_everything() -> None:
     assert lines[0] == "grouped_gemm [8192, 18304] x [16, 6400, 18304] -> [8192, 6400] bfloat16"
     assert lines[2] == (
         "  tile 128 x 128 x 64: at most 4000 tiles; groups of equal size: 3200 tiles, 25 waves, 1.919e+12 flops, "
-        "2.999e+10 bytes loaded, 3.674e+06 clocks, memory 1.964e+06 <- taken, panels of 8 tiles"
+        "2.999e+10 bytes loaded, 3.674e+06 clocks, memory 1.964e+06 <- taken, panels of 8 tiles "
+        "below each other"
     )
     assert lines[4] == (
         "  tile 16 x 128 x 64, depth over 2: at most 26350 tiles; groups of equal size: 25600 tiles, 388 waves, "
@@ -36,9 +37,54 @@ def test_text_holds_everything() -> None:
     assert str(gradient).splitlines()[:3] == [
         "grouped_gemm_wgrad [100, 300]^T x [100, 500] -> [4, 300, 500] float32",
         "  tile 128 x 256 x 64: at most 24 tiles; groups of equal size: 24 tiles, 1 waves, 1.007e+08 flops, "
-        "1.18e+06 bytes loaded, 3072 clocks, memory 0 <- taken, panels of 16 tiles",
+        "1.18e+06 bytes loaded, 3072 clocks, memory 0 <- taken, panels of 16 tiles below each "
+        "other",
         "  tile 128 x 128 x 64: not possible: grouped_gemm_wgrad has tiles of 256 columns only",
     ]
+
+
+def test_options_are_off_unless_they_are_asked_for() -> None:
+    problem = {"experts": 4, "rows": 4096, "columns": 2048, "depth": 1024}
+    usual, both = plan(**problem), plan(**problem, options="multicast,column_panels")
+    assert "multicast" not in str(usual)
+    assert (usual.taken.multicast, usual.column_panels) == (1, False)
+    assert (both.taken.multicast, both.column_panels) == (2, True)
+    lines = str(both).splitlines()
+    assert lines[1].startswith("  tile 128 x 256 x 64, rows to 2 blocks by multicast: at most ")
+    assert lines[1].endswith(" <- taken, panels of 4 tiles side by side")
+    assert lines[2].endswith(", rows to 2 blocks by multicast: not possible: multicast was asked for")
+    assert lines[3] == "  tile 128 x 256 x 64: not possible: multicast was asked for"
+    launch = "  grouped_gemm_rows_256_bfloat16_multicast grid 132x1x1 block 384x1x1 cluster 2x1x1"
+    assert lines[-1].startswith(launch)
+    # Half of the rows' bytes: (64 + 256) for (128 + 256).
+    assert both.taken.bytes * 384 == usual.candidates[0].bytes * 320
+    # Of three tiles side by side the last one has a neighbour past the end.
+    odd = plan(**{**problem, "columns": 3 * 256}, options="multicast")
+    assert odd.taken.tiles == 4 * plan(**{**problem, "columns": 256}).candidates[0].tiles
+    # An odd number of SMs.
+    assert plan(**problem, sms=131, options="multicast").launches[0].grid == (130, 1, 1)
+    with pytest.raises(RuntimeError, match=r"^grouped_gemm: options has 'multi'; allowed: multicast, column_panels"):
+        plan(**problem, options="multi")
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "why"),
+    [
+        ("rows", {"columns": 256}, "all columns are in one tile"),
+        ("swiglu", {"columns": 256}, "all columns are in one tile"),
+        ("rows", {"sms": 1}, "a cluster of two needs two SMs"),
+        ("rows", {"out": plans.DType.float32}, "multicast has bfloat16 results only"),
+        ("swiglu", {"across": True}, "grouped_swiglu with b across has no kernels with multicast"),
+        ("weight_gradient", {}, "grouped_gemm_wgrad has no kernels with multicast"),
+    ],
+)
+def test_where_there_is_no_multicast(form: str, options: dict, why: str) -> None:
+    problem = {"experts": 2, "rows": 4000, "columns": 4096, "depth": 2048, **options}
+    usual, asked = plan(form, **problem), plan(form, **problem, options="multicast")
+    assert asked.launches[0].kernel == usual.launches[0].kernel
+    first, second = str(asked).splitlines()[1:3]
+    assert first == f"  tile 128 x 256 x 64, rows to 2 blocks by multicast: not possible: {why}"
+    assert "tile 128 x 128 x 64, rows to 2 blocks by multicast: not possible: " in second
 
 
 def test_the_wide_tile_is_taken_unless_it_leaves_sms_idle() -> None:
@@ -122,11 +168,12 @@ def test_the_most_tiles_are_no_fewer_than_any_distribution_has(sizes, tail, colu
 @pytest.mark.parametrize("out", [plans.DType.bfloat16, plans.DType.float32])
 @pytest.mark.parametrize("columns", [256, 65536])
 @pytest.mark.parametrize("rows", [9, 99, 9999])
-def test_the_device_code_has_the_kernels(form, across, out, columns, rows) -> None:
+@pytest.mark.parametrize("options", ["", "multicast"])
+def test_the_device_code_has_the_kernels(form, across, out, columns, rows, options) -> None:
     if form in (Form.swiglu, Form.swiglu_preactivation):
         out = plans.DType.bfloat16
-    p = plans.grouped_gemm(form=form, experts=3, rows=rows, columns=columns, depth=64, across=across, out=out)
-    (launch,) = p.launches
+    sizes = {"experts": 3, "rows": rows, "columns": columns, "depth": 64}
+    (launch,) = plans.grouped_gemm(form=form, **sizes, across=across, out=out, options=options).launches
     assert launch.kernel in re.findall(r"\.entry (\w+)\(", ops.device_ptx(launch.stem))
 
 

@@ -29,7 +29,7 @@ OPS = {
     "load_balancing_loss_backward": r".*",
     "swiglu": r".*",
     "swiglu_backward": r".*",
-    "grouped_gemm": r"(rows 128|few rows 16), across, to bf16",
+    "grouped_gemm": r"(rows 128|few rows 16), across, to bf16|multicast, to bf16",
     "grouped_swiglu": r"(rows, with the pre-activation|few rows 64)",
     "grouped_gemm_wgrad_": r".*",
     "fp8_gemm": r"N 120, .* blocks, torch.bfloat16",

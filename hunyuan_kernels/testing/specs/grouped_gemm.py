@@ -10,6 +10,7 @@ from torch import Tensor
 import hunyuan_kernels as hk
 from hunyuan_kernels.reference import grouped_gemm as reference
 from hunyuan_kernels.testing.compare import Comparison, compare_bounded
+from hunyuan_kernels.testing.product_options import forced_options
 from hunyuan_kernels.testing.spec import Arguments, Case, OpSpec, Work
 
 
@@ -290,6 +291,7 @@ def _plan(form: str, weights: str) -> Any:
         a, b = arguments["a"], arguments[weights]
         (experts, columns, depth), out = b.shape, plans.DType[str(b.dtype).removeprefix("torch.")]
         options = {"experts": experts, "rows": a.shape[0], "columns": columns, "depth": depth, "out": out, "sms": sms}
+        options["options"] = forced_options.get()
         return plans.grouped_gemm(form=plans.GroupedGemmForm[form], across=b.stride(2) != 1, **options)
 
     return plan
