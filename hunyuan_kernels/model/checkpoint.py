@@ -14,7 +14,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -326,7 +326,11 @@ def _check_tensors(
             raise ValueError(f"checkpoint: {name} is {scales[name]}; a positive number is required")
 
 
-def load(folder: str | Path, *, dtype: torch.dtype | None = None, fp8: str | None = None) -> Decoder:
+#: Of Config: what a model is trained with, and config.json does not state or only suggests.
+TRAINING = ("attention_dropout", "hidden_dropout", "capacity_factor", "overflow")
+
+
+def load(folder: str | Path, *, dtype: torch.dtype | None = None, fp8: str | None = None, **training: Any) -> Decoder:
     """The model of a checkpoint, in evaluation mode, its form recognized by the names.
 
     Everything is checked (names, shapes, dtypes, that files are whole) before the model is made. Then tensors are
@@ -338,6 +342,8 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, fp8: str | Non
         fp8: of the form ``"fp8"`` alone: keeps linear layers in e4m3, for inference, in half the memory of bf16.
             ``"static"``: their inputs are rounded to e4m3, too, under the stored scales (the largest of those that
             share an input); ``"none"``: inputs stay as they are. None: weights are dequantized.
+        training: for fine-tuning, those of ``TRAINING`` that are to differ from what :class:`Config` has by default (of
+            top-1 routing a capacity factor of 1 with recycling, of others no capacity) and config.json states.
 
     Raises:
         ValueError: what is wrong with which argument, file or tensor. Pickles are not read.
@@ -347,8 +353,10 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, fp8: str | Non
         raise ValueError(f"checkpoint: dtype is {dtype}; allowed: torch.bfloat16, torch.float32, None")
     if fp8 not in (None, *ACTIVATIONS):
         raise ValueError(f"checkpoint: fp8 is {fp8!r}; allowed: {', '.join(map(repr, ACTIVATIONS))}, None")
+    if unknown := set(training) - set(TRAINING):
+        raise ValueError(f"checkpoint: {_some(unknown)} cannot be set; allowed: {', '.join(TRAINING)}")
     folder = Path(folder)
-    config = config_from_json(_json(folder / "config.json"))
+    config = replace(config_from_json(_json(folder / "config.json")), **training)
     files, where = _files(folder)
     found, scales = _headers(files, where)
     _check_size(config, found)

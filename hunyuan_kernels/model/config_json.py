@@ -12,6 +12,18 @@ _NUMBERS = {
     "intermediate_size": "intermediate_size",
 }
 
+#: Parts that other members of the family have otherwise; the last four change what is computed and no tensor's shape.
+_REQUIRED = {
+    "use_qk_norm": True,
+    "use_mixed_mlp_moe": True,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "position_embedding_xdrope": False,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "group_limited_greedy": False,
+}
+
 
 def config_to_json(config: Config) -> dict[str, Any]:
     """The published ``config.json`` of these sizes."""
@@ -78,9 +90,8 @@ def config_from_json(values: dict[str, Any]) -> Config:
     missing = [theirs for theirs in (*_NUMBERS.values(), "num_experts") if theirs not in values]
     if missing:
         raise ValueError(f"checkpoint: config.json lacks {', '.join(missing)}")
-    required = {"use_qk_norm": True, "use_mixed_mlp_moe": True, "hidden_act": "silu", "attention_bias": False}
-    for name, value in required.items():
-        if values.get(name, value) != value:
+    for name, value in _REQUIRED.items():
+        if values.get(name) not in (None, value):
             raise ValueError(f"checkpoint: config.json has {name} {values[name]!r}; {value!r} is required")
     numbers = {ours: values[theirs] for ours, theirs in _NUMBERS.items()}
     layers = numbers["num_layers"]

@@ -64,6 +64,16 @@ def test_forward(kind, activation, monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_chosen_when_a_model_is_loaded(kind, tmp_path):
+    model = make(kind)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation=NAME)
+    assert loaded.config._experts_implementation == NAME
+    torch.testing.assert_close(loaded(TOKENS).logits, on(model, "eager")(TOKENS).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("normalize", [False, True])
 def test_weights_of_the_router_are_taken_as_they_are(normalize):
     model = make("qwen3", norm_topk_prob=normalize)

@@ -55,29 +55,35 @@ def test_measured_memory():
 
 @torch.no_grad()
 @pytest.mark.parametrize("share", [1, 2, 3])
-@pytest.mark.parametrize("chunks", [[16], [1] * 16, [5, 1, 10], [9, 7]], ids=str)
+@pytest.mark.parametrize("chunks", [[40], [1] * 40, [5, 1, 34], [3, 17, 16, 4]], ids=str)
 def test_chunks_give_what_one_pass_gives(share, chunks):
-    model = model_with_gains(cla_share_factor=share)
-    cache = model.make_cache(3, 16)
-    got = torch.cat([model(part, cache=cache).logits for part in tokens().split(chunks, 1)], 1)
-    torch.testing.assert_close(got, model(tokens()).logits, rtol=1e-4, atol=1e-4)
-    assert cache.lengths == [16] * 3
+    """Chunks of more tokens than ``attention.FEW_TOKENS`` and of fewer."""
+    model, x = model_with_gains(cla_share_factor=share), tokens(length=40)
+    cache = model.make_cache(3, 40)
+    got = torch.cat([model(part, cache=cache).logits for part in x.split(chunks, 1)], 1)
+    torch.testing.assert_close(got, model(x).logits, rtol=1e-5, atol=2e-5)
+    assert cache.lengths == [40] * 3
 
 
 @torch.no_grad()
-def test_sequences_of_different_lengths():
-    model, x = model_with_gains(), tokens(length=20)
-    cache, first, second = model.make_cache(3, 20), [7, 1, 12], [3, 4, 0]
-    padded = model(x[:, :12], cache=cache, num_tokens=first).logits
-    follow = torch.full((3, 4), 39)
+@pytest.mark.parametrize("dtype", [torch.float32, FP8])
+@pytest.mark.parametrize(("first", "second"), [([7, 1, 12], [3, 4, 0]), ([40, 1, 25], [20, 30, 0])], ids=str)
+def test_sequences_of_different_lengths(first, second, dtype):
+    """Each as it is alone, whatever the padding; in FP8, too, where each has scales of its own."""
+    model, x = model_with_gains(), tokens(length=60)
+    cache = model.make_cache(3, 60, dtype)
+    padded = model(x[:, : max(first)], cache=cache, num_tokens=first).logits
+    follow = torch.full((3, max(second)), 39)
     for row in range(3):
         follow[row, : second[row]] = x[row, first[row] : first[row] + second[row]]
     then = model(follow, cache=cache, num_tokens=second).logits
-    assert cache.lengths == [10, 5, 12]
+    assert cache.lengths == [a + b for a, b in zip(first, second, strict=True)]
     for row in range(3):
-        alone = model(x[row : row + 1, : cache.lengths[row]]).logits[0]
+        own, text = model.make_cache(1, 60, dtype), x[row : row + 1, : cache.lengths[row]]
+        parts = text.split([n for n in (first[row], second[row]) if n], 1)
+        alone = torch.cat([model(part, cache=own).logits[0] for part in parts])
         together = torch.cat((padded[row, : first[row]], then[row, : second[row]]))
-        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=2e-5)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -328,6 +329,12 @@ NORM = "model.norm.weight"
             "with num_attention_heads '4'; a multiple",
         ),
         (lambda f: change_config(f, rope_scaling={"type": "default", "alpha": 9.0}), "'default'.*with alpha, is requi"),
+        (lambda f: change_config(f, norm_topk_prob=False), "has norm_topk_prob False; True is required"),
+        (lambda f: change_config(f, routed_scaling_factor=2.5), "has routed_scaling_factor 2.5; 1.0 is required"),
+        (lambda f: change_config(f, group_limited_greedy=True), "has group_limited_greedy True; False is required"),
+        (lambda f: change_config(f, position_embedding_xdrope=True), "has position_embedding_xdrope True; False is"),
+        (lambda f: change_config(f, hidden_act="gelu"), "has hidden_act 'gelu'; 'silu' is required"),
+        (lambda f: change_config(f, num_shared_expert=2), "has num_shared_expert 2; 1 is required"),
         (lambda f: change_config(f, rope_scaling="yes"), "rope_scaling 'yes'; an object or null is required"),
         (lambda f: change_config(f, rope_scaling={"type": "yarn", "factor": 4.0}), "'yarn'.*; type 'default', or"),
         (lambda f: change_config(f, rope_scaling={"type": "dynamic", "factor": 4.0}), "'dynamic'.*with alpha, is req"),
@@ -397,6 +404,21 @@ def test_files_may_be_links(saved, tmp_path_factory):
     name.rename(blob)
     name.symlink_to(blob)
     assert checkpoint.load(saved).config == CONFIG
+
+
+def test_fine_tuning_may_differ(saved):
+    options = {"attention_dropout": 0.1, "hidden_dropout": 0.2, "capacity_factor": 1.5, "overflow": "drop"}
+    model = checkpoint.load(saved, **options)
+    assert model.config == replace(CONFIG, **options)
+    assert torch.equal(model(tokens()).logits, checkpoint.load(saved)(tokens()).logits)
+    out = model.train()(tokens())
+    assert not torch.equal(out.logits, model(tokens()).logits)
+    out.logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(ValueError, match="checkpoint: num_layers cannot be set; allowed: attention_dropout, hidden"):
+        checkpoint.load(saved, num_layers=2)
+    with pytest.raises(ValueError, match=r"Config: hidden_dropout is 1\.5; a probability"):
+        checkpoint.load(saved, hidden_dropout=1.5)
 
 
 def test_head_dim_may_be_left_to_the_hidden_size(saved):
