@@ -26,6 +26,7 @@ from hunyuan_kernels.testing.product_options import OPTIONS, product_options
 from hunyuan_kernels.testing.spec import PRESETS, Case, OpSpec, all_specs
 
 NO_KERNEL = "the op has no CUDA kernel"
+NOT_ON_CUDA = "the CUDA kernels do not take it"
 
 
 def moved(value: Any, device: str) -> Any:
@@ -56,8 +57,8 @@ class Checked:
 
 def check(spec: OpSpec, device: str, limit: int | None = None) -> Checked:
     """Runs the cases on a device and compares with the reference on the CPU."""
-    outcome = Checked(spec.name)
-    for case in itertools.islice(spec.cases(), limit):
+    outcome = Checked(spec.name, note="" if spec.cuda_cases() else NOT_ON_CUDA)
+    for case in itertools.islice(spec.cuda_cases(), limit):
         try:
             got = moved(spec.function(**arguments_on(case, device)), "cpu")
         except MissingKernelError:
@@ -115,8 +116,10 @@ class Row:
 
 def measure(spec: OpSpec, case: Case, device: str, timer: Timer, rounds: int) -> list[Row]:
     """The op and its baselines, interleaved; one that raises has a note instead of a time."""
-    work = spec.work(case.make(0))
-    arguments = arguments_on(case, device)
+    arguments = case.make(0)
+    if not spec.on_cuda(arguments):
+        return [Row(spec.name, case.label, spec.name, note=NOT_ON_CUDA)]
+    work, arguments = spec.work(arguments), {name: moved(value, device) for name, value in arguments.items()}
     rows: dict[str, Row] = {}
     functions: dict[str, Callable[[], object]] = {}
     for name, function in {spec.name: spec.function, **spec.baselines}.items():

@@ -41,6 +41,8 @@ COLUMNS = (
     ("peak memory", True),
     ("max error", True),
 )
+#: After these, for cases of a model.
+TOKENS = "tokens/s"
 
 
 def duration(seconds: float) -> str:
@@ -75,12 +77,14 @@ def _rows(result: Measurement) -> Iterable[list[str]]:
         "-" if result.speedup is None else f"{result.speedup:.2f}",
         memory(result.peak_memory),
         "not checked" if result.max_error is None else f"{result.max_error:.2g}",
+        f"{work.tokens / seconds:.0f}" if work.tokens else "",
     ]
     for name, timing in result.baselines.items():
         factor = f"{timing.median / seconds:.2f}" + (" *" if name == result.best_baseline else "")
-        yield [f"  {name}", "", "", "", "", *_times(timing), "", "", "", factor, "", ""]
+        tokens = f"{work.tokens / timing.median:.0f}" if work.tokens else ""
+        yield [f"  {name}", "", "", "", "", *_times(timing), "", "", "", factor, "", "", tokens]
     for name, reason in result.left_out.items():
-        yield [f"  {name}", reason, *[""] * (len(COLUMNS) - 2)]
+        yield [f"  {name}", reason, *[""] * (len(COLUMNS) - 1)]
 
 
 def bench_table(results: list[Measurement], title: str) -> Table:
@@ -91,11 +95,12 @@ def bench_table(results: list[Measurement], title: str) -> Table:
     caption = "x: a baseline's time over the op's; * the best baseline. Errors are absolute."
     style = box.HEAVY_HEAD if console.is_terminal else box.MARKDOWN
     table = Table(title=title, caption=caption, box=style, title_justify="left", caption_justify="left")
-    for name, numeric in COLUMNS:
+    columns = [*COLUMNS, (TOKENS, True)] if any(result.work.tokens for result in results) else [*COLUMNS]
+    for name, numeric in columns:
         table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric or name == "op")
     for result in results:
         for row in _rows(result):
-            table.add_row(*row)
+            table.add_row(*row[: len(columns)])
     return table
 
 

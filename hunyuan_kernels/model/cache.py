@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels.model.config import Config
+from hunyuan_kernels.model.rope import rope_of
 
 #: Keys (rotated, divided by their root mean square) and values, ``[B, num_key_value_heads, T, head_dim]`` each.
 KeyValue = tuple[Tensor, Tensor]
@@ -14,6 +15,8 @@ KeyValue = tuple[Tensor, Tensor]
 FP8 = torch.float8_e4m3fn
 DTYPES = (torch.bfloat16, torch.float32, FP8)
 _FP8_LARGEST = 448.0
+#: Positions whose tables of RoPE are made at once.
+_ROPE_BLOCK = 256
 
 
 class Fp8KeyValue(NamedTuple):
@@ -108,6 +111,8 @@ class KeyValueCache:
             if type(value) is not int or value < 1:
                 raise ValueError(f"KeyValueCache: {name} is {value}; an integer of at least 1 is required")
         self.config, self.dtype, self.capacity = config, dtype, capacity
+        self._device = device
+        self._rope: tuple[int, tuple[Tensor, Tensor]] | None = None  # first position of a block, its tables
         #: Tokens of each sequence that are stored.
         self.lengths = [0] * batch
         #: Tokens of each sequence in the pass that is under way.
@@ -141,6 +146,17 @@ class KeyValueCache:
                     f"KeyValueCache: sequence {row} has {length} tokens and {count} come; capacity is {self.capacity}"
                 )
         self.incoming = list(incoming)
+
+    def rope_of_token(self, position: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """RoPE's tables of one position, ``[1, head_dim]`` each: rows of those that are made for a block of them."""
+        first = position // _ROPE_BLOCK * _ROPE_BLOCK
+        if self._rope is None or self._rope[0] != first or self._rope[1][0].dtype != dtype:
+            with torch.inference_mode(False):  # the next pass may be one with gradients
+                positions = torch.arange(first, first + _ROPE_BLOCK, device=self._device)
+                self._rope = first, rope_of(self.config, positions, dtype)
+        rows = slice(position - first, position - first + 1)
+        cos, sin = self._rope[1]
+        return cos[rows], sin[rows]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> KeyValue | Fp8KeyValue:
         """Stores those that ``layer``, one that owns them, made in this pass; returns all, to the longest sequence."""

@@ -16,7 +16,7 @@ from hunyuan_kernels.model.cache import Fp8KeyValue, KeyValue, KeyValueCache
 from hunyuan_kernels.model.config import Config
 from hunyuan_kernels.model.linear import Linear, linear
 from hunyuan_kernels.model.moe import MoE
-from hunyuan_kernels.model.rope import rope_tables
+from hunyuan_kernels.model.rope import rope_of
 
 
 class Output(NamedTuple):
@@ -51,7 +51,9 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, KeyValue | Fp8KeyValue, Tensor, hk.Routing]:
         """The layer's output, its keys and values, and of its router the logits ``[B * T, E]`` and the routing."""
         attended, key_value = self.attention(self.input_layernorm(x), positions, shared, append)
-        x = x + F.dropout(attended, self.hidden_dropout, self.training)
+        if self.training:
+            attended = F.dropout(attended, self.hidden_dropout)
+        x = x + attended
         x, router_logits, routing = self.moe(self.post_attention_layernorm(x), residual=x, seed=seed)
         return x, key_value, router_logits, routing
 
@@ -128,16 +130,16 @@ class Decoder(nn.Module):
         return KeyValueCache(self.config, batch, capacity, dtype=dtype, device=self.embed_tokens.device)
 
     def _positions(self, tokens: Tensor, cache: KeyValueCache | None) -> Positions:
-        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        count, dtype = tokens.shape[1], self.embed_tokens.dtype
         starts = [0] if cache is None else cache.lengths
         uniform = len(set(starts)) == 1
+        if cache is not None and uniform and count == 1 and cache.length_after == starts[0] + 1:
+            return Positions(cache.rope_of_token(starts[0], dtype), causal=False)  # no key comes after the only query
+        steps = torch.arange(count, device=tokens.device)
         at = steps + starts[0] if uniform else steps + torch.tensor(starts, device=tokens.device).unsqueeze(1)
-        tables = rope_tables(at, self.config.head_dim, theta=self.config.rope_theta, alpha=self.config.rope_alpha)
-        rope = tables[0].to(self.embed_tokens.dtype), tables[1].to(self.embed_tokens.dtype)
-        if cache is None or (uniform and starts[0] == 0 and cache.length_after == len(steps)):
+        rope = rope_of(self.config, at, dtype)
+        if cache is None or (uniform and starts[0] == 0 and cache.length_after == count):
             return Positions(rope)
-        if uniform and len(steps) == 1 and cache.length_after == starts[0] + 1:
-            return Positions(rope, causal=False)  # one query, and no key comes after it
         return Positions(rope, causal_mask(at.expand(tokens.shape), cache.length_after))
 
     def _embed(self, tokens: Tensor, cache: KeyValueCache | None, num_tokens: Sequence[int] | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Linear layers of the decoder: weights as they are, laid out by ``prepack``, or FP8."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,13 @@ class Fp8Weight(NamedTuple):
     input_scale: Tensor | None = None
 
 
+@lru_cache(maxsize=64)
+def _one_group(rows: int) -> Tensor:
+    """Offsets of one group that owns all rows: steps of a generation have the same number again and again."""
+    with torch.inference_mode(False):  # whoever needs it next may want a gradient
+        return torch.tensor([0, rows], dtype=torch.int32)
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T`` for x ``[..., K]``, and weight ``[N, K]`` or what ``prepack`` made of it.
 
@@ -27,8 +35,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if weight.dim() == 2 and (torch.is_grad_enabled() or x.device.type != "cpu"):
         return F.linear(x, weight)
     rows = x.flatten(0, -2)
-    one_group = torch.tensor([0, rows.shape[0]], dtype=torch.int32)
-    return hk.grouped_gemm(rows, weight.unsqueeze(0), one_group).unflatten(0, x.shape[:-1])
+    return hk.grouped_gemm(rows, weight.unsqueeze(0), _one_group(rows.shape[0])).view(*x.shape[:-1], -1)
 
 
 def pack(weight: Tensor, fp8_inputs: bool) -> Tensor:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from hunyuan_kernels.model.config import Config
+
 
 def rope_tables(positions: Tensor, head_dim: int, *, theta: float = 1e4, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
     r"""Cosines and sines of the rotation angles at ``positions [...]``, fp32 ``[..., head_dim]`` each.
@@ -19,6 +21,12 @@ def rope_tables(positions: Tensor, head_dim: int, *, theta: float = 1e4, alpha: 
     angles = positions.double().unsqueeze(-1) * base**-exponents
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().float(), angles.sin().float()
+
+
+def rope_of(config: Config, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """:func:`rope_tables` of a model."""
+    cos, sin = rope_tables(positions, config.head_dim, theta=config.rope_theta, alpha=config.rope_alpha)
+    return cos.to(dtype), sin.to(dtype)
 
 
 def apply_rope(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:

@@ -19,23 +19,22 @@ def moe_from_routing(
     experts: tuple[Tensor, Tensor],
     shared: tuple[Tensor, Tensor] | None = None,
     residual: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """``shared(x_t) + sum_j w_tj expert_{e_tj}(x_t) + residual_t`` over the assignments with a row.
 
-    x [T, H]; expert_ids, weights, rows [T, k]; everything is computed in fp64 and returned so.
+    x [T, H]; expert_ids, weights, rows [T, k]; everything is computed in ``dtype`` and returned so.
     """
-    x64 = x.double()
-    y = torch.zeros_like(x64)
+    x = x.to(dtype)
+    y = torch.zeros_like(x)
     gate_up, down = experts
     for e in range(gate_up.shape[0]):
         token, choice = torch.nonzero((expert_ids == e) & (rows >= 0), as_tuple=True)
-        y.index_add_(
-            0,
-            token,
-            weights[token, choice, None].double() * swiglu_mlp(x64[token], gate_up[e].double(), down[e].double()),
-        )
+        if token.numel():  # converting weights that nobody needs would take most of the time
+            out = swiglu_mlp(x[token], gate_up[e].to(dtype), down[e].to(dtype))
+            y.index_add_(0, token, weights[token, choice, None].to(dtype) * out)
     if shared is not None:
-        y = y + swiglu_mlp(x64, shared[0].double(), shared[1].double())
+        y = y + swiglu_mlp(x, shared[0].to(dtype), shared[1].to(dtype))
     if residual is not None:
-        y = y + residual.double()
+        y = y + residual.to(dtype)
     return y

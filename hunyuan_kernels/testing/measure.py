@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hunyuan_kernels._ops import ops
 from hunyuan_kernels.testing.ceilings import Ceiling, ceiling_of, make_probes
@@ -42,7 +42,7 @@ class Measurement:
     @property
     def best_baseline(self) -> str | None:
         """The fastest of those that are judged by."""
-        judged = [name for name in self.baselines if not name.startswith("naive")]
+        judged = [name for name in self.baselines if not name.startswith(("naive", "ours"))]
         return min(judged, key=lambda name: self.baselines[name].median, default=None)
 
     @property
@@ -77,6 +77,7 @@ class Measurement:
             "work": asdict(self.work),
             "flops_per_second": self.work.flops / self.timing.median,
             "bytes_per_second": self.work.bytes / self.timing.median,
+            "tokens_per_second": self.work.tokens / self.timing.median,
             "ceiling": asdict(self.ceiling),
             "share_of_ceiling": self.share_of_ceiling,
             "baselines": {name: plain(timing) for name, timing in self.baselines.items()},
@@ -91,7 +92,8 @@ class Measurement:
 
 def dtype_of(arguments: Arguments) -> torch.dtype:
     """The dtype of the largest floating tensor: weights or activations, not scales."""
-    tensors = [value for value in arguments.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    values = [[*value.parameters()] if isinstance(value, nn.Module) else [value] for value in arguments.values()]
+    tensors = [value for some in values for value in some if isinstance(value, Tensor) and value.is_floating_point()]
     return max(tensors, key=Tensor.numel).dtype if tensors else torch.float32
 
 

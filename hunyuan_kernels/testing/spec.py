@@ -28,6 +28,7 @@ class Work:
 
     flops: float
     bytes: float
+    tokens: float = 0.0  #: of a model that the call makes or takes; 0 for ops
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class OpSpec:
     awkward, for correctness; ``bench_cases(preset)`` are real sizes, ``preset`` being one of :data:`PRESETS` or None
     for sizes that suit any machine: the first of those is small enough for a report on all ops in a minute.
     ``baselines`` map a name to a function with the same arguments: what a good PyTorch user would write today; one
-    raises NotImplementedError for a case that PyTorch has nothing for. Names that start with ``naive`` are shown but
-    not judged by. ``peers`` are the same from other libraries, by provider (``testing/providers.py``). ``sample`` cuts
-    a call and its result down to some columns, for sizes whose reference would take minutes. ``on_cuda`` says whether
-    the CUDA kernels take a case that the CPU takes: they refuse some dtypes.
+    raises NotImplementedError for a case that PyTorch has nothing for. Names that start with ``naive`` or ``ours`` are
+    shown but not judged by. ``peers`` are the same from other libraries, by provider (``testing/providers.py``).
+    ``sample`` cuts a call and its result down to some columns or rows, for sizes whose reference would take minutes.
+    ``on_cuda`` says whether the CUDA kernels take a case that the CPU takes: they refuse some dtypes.
     ``plan`` gives what the host decides for a case on a GPU with so many SMs, as an object that prints itself.
     """
 

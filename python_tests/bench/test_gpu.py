@@ -176,6 +176,14 @@ def test_plan_options_are_measured_where_they_change_the_plan():
     assert ops.with_plan_options(spec_of("quantize_fp8"), few, sms) is spec_of("quantize_fp8")
 
 
+def test_what_a_gpu_does_not_take_is_named():
+    spec = spec_of("decoder_layer")
+    outcome = ops.check(spec, "cpu")
+    assert (outcome.cases, outcome.failures, outcome.note) == (0, [], ops.NOT_ON_CUDA)
+    (row,) = ops.measure(spec, spec.cases()[0], "cpu", ops.wall_timer, 3)
+    assert (row.seconds, row.note) == (None, ops.NOT_ON_CUDA)
+
+
 def test_ceilings():
     rows = list(ops.ceilings("cpu", ops.wall_timer, 2, elements=1024, size=16))
     assert [row.case for row in rows] == ["copy", "bf16 product"]

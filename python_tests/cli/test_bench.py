@@ -59,6 +59,21 @@ def test_json():
         assert row["peak_memory_bytes"] > 0.9 * 4096 * 2048
 
 
+def test_tokens_per_second():
+    """A column for models alone; beside transformers, where ours inside of it is no baseline."""
+    pytest.importorskip("transformers", reason="the package transformers is not installed")
+    assert bench.TOKENS not in run("quantize_fp8", *QUICK).output
+    result = run("decoder_layer", "--against", "transformers", "--seconds", "0.01", "--case", "T 1,")
+    assert result.exit_code == 0, result.output
+    assert bench.TOKENS in result.output
+    spec = spec_of("decoder_layer")
+    measured = Bench(seconds=0.01, against=("transformers",)).measure(spec, spec.bench_cases(None)[0])
+    assert measured.best_baseline.startswith("transformers ")
+    assert "ours in transformers" in measured.baselines
+    assert measured.to_json()["tokens_per_second"] == pytest.approx(64 / measured.timing.median)
+    assert measured.dtype == "bfloat16"
+
+
 def test_json_into_a_file(tmp_path):
     file = tmp_path / "result.json"
     result = run("quantize_fp8", "--json", str(file), "--cold", *QUICK)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hunyuan_kernels.model import Config, KeyValueCache, preset
+from hunyuan_kernels.model.rope import rope_of
 from hunyuan_kernels.testing.memory import MemoryProbe
 from python_tests.model.test_decoder import CONFIG, make, tokens
 
@@ -18,6 +19,18 @@ def model_with_gains(**changes):
     for layer in model.layers:
         torch.nn.init.uniform_(layer.attention.key_layernorm.weight, 0.5, 2.0)
     return model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rope_of_single_tokens(dtype):
+    config = Config(rope_alpha=50.0)
+    cache, positions = KeyValueCache(config, 1, 600), (0, 255, 256, 3, 599)
+    with torch.inference_mode():
+        found = [cache.rope_of_token(position, dtype) for position in positions]
+    for got, want in zip(zip(*found, strict=True), rope_of(config, torch.tensor(positions), dtype), strict=True):
+        assert torch.equal(torch.cat(got), want)
+    assert cache.rope_of_token(0, torch.float32)[0].dtype == torch.float32
+    assert not cache.rope_of_token(599, dtype)[0].is_inference(), "of no use where gradients are wanted"
 
 
 def test_bytes_of_a_token_at_the_published_sizes():

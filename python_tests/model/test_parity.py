@@ -1,10 +1,11 @@
-"""Logits against a plain forward pass (Hunyuan-Large's form) and against transformers (Hunyuan-A13B's form)."""
+"""Logits against the specification (Hunyuan-Large's form) and against transformers (Hunyuan-A13B's form)."""
 
 import pytest
 import torch
 
 from hunyuan_kernels.model import checkpoint, generate
-from python_tests.model.plain_forward import forward
+from hunyuan_kernels.reference import decoder as reference
+from hunyuan_kernels.testing.specs import model as specs
 from python_tests.model.test_decoder import make, tokens
 
 
@@ -15,25 +16,17 @@ def randomize_gains(model):
     return model.eval()
 
 
-def published(model):
-    """The weights by their published names, in fp64."""
-    pieces = checkpoint.pieces(model.config, "experts").items()
-    return {name: model.get_parameter(p.parameter).detach()[p.part].double() for name, p in pieces}
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("top_k", "share"), [(1, 2), (1, 1), (3, 2)])
 @pytest.mark.parametrize("tied", [True, False])
-def test_plain_forward(top_k, share, tied):
+def test_the_specification(top_k, share, tied):
     model = make(top_k=top_k, cla_share_factor=share, tie_embeddings=tied, overflow="drop", rope_alpha=50.0)
     x = tokens(batch=2)
     got = randomize_gains(model)(x).logits
     cache = model.make_cache(2, 16)
     cached = torch.cat([model(part, cache=cache).logits for part in x.split([6, *[1] * 10], 1)], 1)
     for row in range(2):
-        want = forward(
-            published(model), x[row], layers=4, heads=4, groups=2, top_k=top_k, share=share, alpha=50.0
-        ).float()
+        want = reference.decoder(x[row], specs.published(model), model.config).float()
         torch.testing.assert_close(got[row], want, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(cached[row], want, rtol=1e-4, atol=1e-4)
 
@@ -109,3 +102,80 @@ def test_transformers_in_bf16(theirs):
     errors = [(got - exact).norm(dim=-1) / exact.norm(dim=-1) for got in (ours, other)]
     assert float(errors[0].median()) <= 2 * float(errors[1].median())
     assert float(errors[1].median()) > 0
+
+
+def spec_of(name):
+    return next(spec for spec in specs.SPECS if spec.name == name)
+
+
+#: Of each spec the cases that transformers takes: several experts, prompts of one length, one prompt for drafts.
+TAKEN = {"generate": 4, "generate_drafted": 2, "decoder_layer": 6, "decoder_layer_packed": 6}
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in specs.SPECS])
+def test_transformers_is_timed_on_the_same_task(name):
+    """What the benchmarks time beside ours passes the comparison that ours passes."""
+    pytest.importorskip("transformers", reason="the package transformers is not installed")
+    spec, compared = spec_of(name), 0
+    for case in spec.cases():
+        arguments = case.make(0)
+        want = spec.reference(**arguments)
+        for peer in spec.peers["transformers"].values():
+            try:
+                got = their_result(peer, arguments)
+            except NotImplementedError:
+                continue
+            for comparison in spec.compare(arguments, got, want):
+                assert comparison, f"{case.label}: {comparison.message}"
+            compared += 1
+    assert compared == 4 * TAKEN[name]
+
+
+def their_result(peer, arguments):
+    """As our functions return it: of a layer with the experts that it chose."""
+    if "layer" not in arguments:
+        return peer(**arguments)
+    gate, ids = specs.theirs_of(arguments["layer"].model, "eager").model.layers[0].mlp.gate, []
+    hook = gate.register_forward_hook(lambda module, inputs, output: ids.append(output[2]))
+    try:
+        y = peer(**arguments)
+        return y, ids.pop()
+    finally:
+        hook.remove()
+
+
+def test_transformers_is_timed_on_the_same_weights():
+    model = specs.make_model(specs.SMALL, torch.bfloat16, 0)
+    theirs = specs.theirs_of(model, "eager")
+    own = {name: weight.data_ptr() for name, weight in specs.published(model).items()}
+    assert {name: weight.data_ptr() for name, weight in theirs.named_parameters()} == own
+    assert theirs.config._experts_implementation == "eager"
+    assert specs.theirs_of(model, "grouped_mm") is theirs
+    assert theirs.config._experts_implementation == "grouped_mm"
+
+
+@pytest.mark.parametrize("name", ["generate", "generate_drafted"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_token_is_noticed(name, dtype):
+    spec = spec_of(name)
+    arguments = next(case for case in spec.cases() if case.label.endswith(str(dtype).removeprefix("torch."))).make(0)
+    want = spec.reference(**arguments)
+    got = spec.function(**arguments)
+    assert all(spec.compare(arguments, got, want))
+    got.tokens[0][3] = (got.tokens[0][3] + 1) % 40
+    assert not all(spec.compare(arguments, got, want))
+    assert not all(spec.compare(arguments, torch.tensor(want)[:, :-1], want))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_row_is_noticed(dtype):
+    spec = spec_of("decoder_layer")
+    case = next(c for c in spec.cases() if c.label == f"k 3, {str(dtype).removeprefix('torch.')}")
+    arguments = case.make(0)
+    y, ids = spec.function(**arguments)
+    want = spec.reference(**arguments)
+    assert all(spec.compare(arguments, (y, ids), want))
+    wrong = y.clone()
+    wrong[0, 5] = y[0, 6]
+    assert [bool(c) for c in spec.compare(arguments, (wrong, ids), want)] == [True, False]
+    assert [bool(c) for c in spec.compare(arguments, (y, ids.roll(1, 0)), want)] == [False, False]
