@@ -78,7 +78,8 @@ Tensor fp8_linear_dgrad(const Tensor& grad_out, const Tensor& weight, const Tens
   check(weight_scale.dim() != 1 || weight_scale.size(0) == 1, op, "weight_scale",
         "is per channel; multiply grad_out by it and pass one scale");
   if (DeviceCall call(op, grad_out); call)
-    return device::fp8_weights_gradient(op, call, grad_out, weight, weight_scale);
+    return device::fp8_weights_gradient(call, {op, "grad_out", "weight", "weight_scale"}, grad_out, weight,
+                                        std::nullopt, weight_scale, grad_out.scalar_type());
   return dense(op, {"grad_out", "[M, N]", "weight", "weight_scale"}, grad_out, kFloats, weight, std::nullopt,
                weight_scale, grad_out.scalar_type(), true);
 }
@@ -115,6 +116,26 @@ Tensor grouped_gemm_fp8(const Tensor& a, const Tensor& b, const Tensor& expert_o
   Tensor out = empty({in.a.size(0), in.b.rows}, checked_out_dtype(op, out_dtype), in.a);
   cpu::grouped_gemm_fp8(cpu::microkernels(), torch_threads(), rows_of(in.a), in.b, in.offsets, in.a_scale, in.b_scale,
                         rows_of(out));
+  return out;
+}
+
+// grad_out[r] @ (b_scale b[e]) for the rows of group e.
+Tensor grouped_gemm_fp8_dgrad(const Tensor& grad_out_given, const Tensor& b_given, const Tensor& expert_offsets,
+                              const Tensor& b_scale, ScalarType out_dtype) {
+  constexpr const char* op = "grouped_gemm_fp8_dgrad";
+  check_dtype(op, "grad_out", grad_out_given, kFloats);
+  check(b_scale.dim() != 2, op, "b_scale", "is per channel; multiply grad_out by it and pass [E]");
+  if (DeviceCall call(op, grad_out_given); call)
+    return device::fp8_weights_gradient(call, {op, "grad_out", "b", "b_scale"}, grad_out_given, b_given, expert_offsets,
+                                        b_scale, checked_out_dtype(op, out_dtype));
+  const cpu::ExpertWeights b = expert_weights(op, "b", b_given, kFp8, "[E, N, K]", Packed::refused);
+  const Tensor grad_out = activations(op, "grad_out", grad_out_given, kFloats, b.rows, "[S, N]");
+  const cpu::ExpertOffsets offsets = checked_expert_offsets(op, expert_offsets, b.experts, grad_out.size(0), "S");
+  const cpu::WeightScale scale =
+      weight_scale(op, "b_scale", b_scale, {"b", b_given, true, b.experts, b.rows, b.columns}, false);
+  Tensor out = empty({grad_out.size(0), b.columns}, checked_out_dtype(op, out_dtype), grad_out);
+  cpu::grouped_gemm_fp8(cpu::microkernels(), torch_threads(), rows_of(grad_out), transposed(b), offsets, {},
+                        transposed_scale(scale, b), rows_of(out));
   return out;
 }
 
@@ -176,6 +197,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
       "grouped_gemm_fp8(Tensor a, Tensor b, Tensor expert_offsets, Tensor? a_scale, Tensor b_scale, ScalarType "
       "out_dtype) -> Tensor");
   m.def(
+      "grouped_gemm_fp8_dgrad(Tensor grad_out, Tensor b, Tensor expert_offsets, Tensor b_scale, ScalarType out_dtype) "
+      "-> Tensor");
+  m.def(
       "grouped_swiglu_fp8(Tensor a, Tensor gate_up, Tensor expert_offsets, Tensor? a_scale, Tensor b_scale, ScalarType "
       "out_dtype) -> Tensor");
   m.def(
@@ -192,6 +216,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
     m.impl("fp8_linear", TORCH_BOX(&hunyuan_kernels::fp8_linear));                                     \
     m.impl("fp8_linear_dgrad", TORCH_BOX(&hunyuan_kernels::fp8_linear_dgrad));                         \
     m.impl("grouped_gemm_fp8", TORCH_BOX(&hunyuan_kernels::grouped_gemm_fp8));                         \
+    m.impl("grouped_gemm_fp8_dgrad", TORCH_BOX(&hunyuan_kernels::grouped_gemm_fp8_dgrad));             \
     m.impl("grouped_swiglu_fp8", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8));                     \
     m.impl("grouped_swiglu_fp8_quantized", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_quantized)); \
     m.impl("grouped_swiglu_fp8_static", TORCH_BOX(&hunyuan_kernels::grouped_swiglu_fp8_static));       \

@@ -24,10 +24,11 @@ Tensor multiply_fp8_weights(DeviceCall& call, const WeightOnlyNames& names, bool
                             const Tensor& b, const std::optional<Tensor>& expert_offsets, const Tensor& b_scale,
                             ScalarType out_dtype);
 
-// grad_out [M, N] in bf16, or fp32 that is rounded to bf16, times e4m3 weights [N, K]: [M, K] in its dtype. Scales of
-// one matrix or of blocks.
-Tensor fp8_weights_gradient(const char* op, DeviceCall& call, const Tensor& grad_out, const Tensor& weight,
-                            const Tensor& weight_scale);
+// grad_out [M, N] in bf16, or fp32 that is rounded to bf16, times e4m3 weights [N, K]: [M, K]. With expert_offsets each
+// group's rows by its [N, K] of [E, N, K]. Scales of matrices or of blocks.
+Tensor fp8_weights_gradient(DeviceCall& call, const WeightOnlyNames& names, const Tensor& grad_out,
+                            const Tensor& weights, const std::optional<Tensor>& expert_offsets, const Tensor& scale,
+                            ScalarType out_dtype);
 
 // e4m3 [..., N, K] as [..., N / 16, K / 32, 32, 16]: for each lane of a warp the 16 bytes that it reads at a time. bf16
 // as it is, copied.

@@ -114,17 +114,20 @@ Tensor multiply_fp8_weights(DeviceCall& call, const WeightOnlyNames& names, bool
   return out;
 }
 
-Tensor fp8_weights_gradient(const char* op, DeviceCall& call, const Tensor& grad_out, const Tensor& weight,
-                            const Tensor& weight_scale) {
-  check_same_device(op, "weight", weight, "grad_out", grad_out);
-  check(weight.dim() != 4, op, "weight", "has shape ", shape_text(weight),
+Tensor fp8_weights_gradient(DeviceCall& call, const WeightOnlyNames& names, const Tensor& grad_out,
+                            const Tensor& weights, const std::optional<Tensor>& expert_offsets, const Tensor& scale,
+                            ScalarType out_dtype) {
+  const char* op = names.op;
+  const int64_t rank = expert_offsets ? 3 : 2;
+  check_same_device(op, names.b, weights, names.a, grad_out);
+  check(weights.dim() != rank + 2, op, names.b, "has shape ", shape_text(weights),
         ", that of packed weights; this op needs them as they were before hunyuan_kernels.prepack");
-  check_rank(op, "weight", weight, 2, "[N, K]");
+  check_rank(op, names.b, weights, rank, expert_offsets ? "[E, N, K]" : "[N, K]");
   // The transposed weights, copied since the kernels read along the depth, have the transposed blocks.
-  const Tensor scale = weight_scale.dim() == 2 ? stable::transpose(weight_scale, 0, 1) : weight_scale;
-  return multiply_fp8_weights(call, {op, "grad_out", "weight", "weight_scale"}, false,
-                              stable::to(grad_out, ScalarType::BFloat16), stable::transpose(weight, 0, 1), std::nullopt,
-                              scale, grad_out.scalar_type());
+  const Tensor transposed_scale = scale.dim() == rank ? stable::transpose(scale, rank - 2, rank - 1) : scale;
+  return multiply_fp8_weights(call, names, false, stable::to(grad_out, ScalarType::BFloat16),
+                              stable::transpose(weights, rank - 2, rank - 1), expert_offsets, transposed_scale,
+                              out_dtype);
 }
 
 }  // namespace hunyuan_kernels::device

@@ -104,7 +104,8 @@ def grouped_gemm_fp8(
     Raises:
         RuntimeError: as :func:`fp8_gemm`, and (on the CPU) wrong offsets.
 
-    Not differentiable. Under autocast a float32 ``a`` is cast to bfloat16.
+    Differentiable with respect to a bfloat16 or float32 ``a``, as :func:`fp8_linear` is. Under autocast a float32 ``a``
+    is cast to bfloat16.
     """
     return ops.grouped_gemm_fp8(to_autocast(a), b, expert_offsets, a_scale, b_scale, out_dtype)
 
@@ -142,7 +143,8 @@ def grouped_swiglu_fp8(
             one element.
         ValueError: ``out_scale`` without ``out_dtype=torch.float8_e4m3fn``.
 
-    Not differentiable. Under autocast a float32 ``a`` is cast to bfloat16.
+    Differentiable as :func:`grouped_gemm_fp8` is, to bfloat16 and float32; backward computes gate and up again. Under
+    autocast a float32 ``a`` is cast to bfloat16.
     """
     a = to_autocast(a)
     if out_dtype == _E4M3:
@@ -210,6 +212,11 @@ def _(
     return a.new_empty((a.shape[0], shape[1]), dtype=out_dtype)
 
 
+@torch.library.register_fake(qualified("grouped_gemm_fp8_dgrad"))
+def _(grad_out: Tensor, b: Tensor, expert_offsets: Tensor, b_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
+    return grad_out.new_empty((grad_out.shape[0], b.shape[2]), dtype=out_dtype)
+
+
 @torch.library.register_fake(qualified("grouped_swiglu_fp8"))
 def _(
     a: Tensor,
@@ -269,19 +276,104 @@ def _linear_dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return ops.fp8_linear(grad, *ctx.saved_tensors), None, None
 
 
+def _refuse(op: str) -> NoReturn:
+    raise RuntimeError(
+        f"{op}: an input requires a gradient, but FP8 GEMMs have none other than that of bf16 and fp32 activations; "
+        "train with the bf16 or fp32 ops, or pass detached tensors"
+    )
+
+
 def _no_gradient(op: str) -> Any:
     def backward(*_: Any) -> NoReturn:
-        raise RuntimeError(
-            f"{op}: an input requires a gradient, but FP8 GEMMs have none; train with the bf16 or fp32 ops, or pass "
-            "detached tensors"
-        )
+        _refuse(op)
 
     return backward
 
 
+# Of the grouped ops with weights alone, with respect to the activations.
+
+
+def _dgrad(grad: Tensor, b: Tensor, expert_offsets: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    if b_scale.dim() == 2:  # per channel: a factor of the columns of grad, in fp32
+        row = torch.arange(grad.shape[0], dtype=torch.int32, device=grad.device)
+        expert = torch.bucketize(row, expert_offsets[1:], right=True).clamp(max=b.shape[0] - 1)
+        grad = grad.float() * b_scale[expert] if b.shape[0] else grad
+        b_scale = b_scale.new_ones(b.shape[0])
+    return ops.grouped_gemm_fp8_dgrad(grad, b, expert_offsets, b_scale, dtype)
+
+
+def _halves(gate_up: Tensor, b_scale: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Gate and up by themselves, with scales as :func:`grouped_gemm_fp8` takes them."""
+    columns = gate_up.shape[1] // 2
+    if b_scale.dim() == 1:
+        scales = [b_scale, b_scale]
+    elif b_scale.dim() == 4 or b_scale.shape[1:] == (2,):
+        scales = [b_scale[:, 0], b_scale[:, 1]]
+    else:  # channels, or blocks that do not cross the middle
+        scales = list(b_scale.chunk(2, 1))
+    return list(zip((gate_up[:, :columns], gate_up[:, columns:]), scales, strict=True))
+
+
+def _grouped_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, b, expert_offsets, a_scale, b_scale, _ = inputs
+    ctx.dtype = a.dtype if a_scale is None else None
+    ctx.save_for_backward(b, expert_offsets, b_scale)
+
+
+def _grouped_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.dtype is None or not ctx.needs_input_grad[0]:
+        _refuse("grouped_gemm_fp8")
+    b, expert_offsets, b_scale = ctx.saved_tensors
+    return _dgrad(grad, b, expert_offsets, b_scale, ctx.dtype), None, None, None, None, None
+
+
+def _grouped_dgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.save_for_backward(*inputs[1:4])
+
+
+def _grouped_dgrad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    b, expert_offsets, b_scale = ctx.saved_tensors
+    return ops.grouped_gemm_fp8(grad, b, expert_offsets, None, b_scale, ctx.dtype), None, None, None, None
+
+
+def _swiglu_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, gate_up, expert_offsets, a_scale, b_scale, _ = inputs
+    ctx.weights_alone = a_scale is None
+    ctx.save_for_backward(a, gate_up, expert_offsets, b_scale)
+
+
+def _swiglu_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The pre-activation is computed again, in the dtype of the result."""
+    if not ctx.weights_alone or not ctx.needs_input_grad[0]:
+        _refuse("grouped_swiglu_fp8")
+    a, gate_up, expert_offsets, b_scale = ctx.saved_tensors
+    torch._check(
+        gate_up.dim() == 3,
+        lambda: (
+            f"grouped_swiglu_fp8: gate_up has shape {list(gate_up.shape)}, that of packed weights; the gradient needs "
+            "them as they were before hunyuan_kernels.prepack"
+        ),
+    )
+    halves = _halves(gate_up, b_scale)
+    preactivation = torch.cat(
+        [ops.grouped_gemm_fp8(a, b, expert_offsets, None, scale, grad.dtype) for b, scale in halves], 1
+    )
+    gradients = ops.swiglu_backward(grad, preactivation, expert_offsets).chunk(2, 1)
+    both = [
+        _dgrad(half, b, expert_offsets, scale, torch.float32)
+        for half, (b, scale) in zip(gradients, halves, strict=True)
+    ]
+    return (both[0] + both[1]).to(a.dtype), None, None, None, None, None
+
+
 torch.library.register_autograd(qualified("fp8_linear"), _linear_backward, setup_context=_linear_setup)
 torch.library.register_autograd(qualified("fp8_linear_dgrad"), _linear_dgrad_backward, setup_context=_linear_setup)
-for _name in ("fp8_gemm", "grouped_gemm_fp8", "grouped_swiglu_fp8"):
-    torch.library.register_autograd(qualified(_name), _no_gradient(_name))
+torch.library.register_autograd(qualified("fp8_gemm"), _no_gradient("fp8_gemm"))
+torch.library.register_autograd(qualified("grouped_gemm_fp8"), _grouped_backward, setup_context=_grouped_setup)
+torch.library.register_autograd(
+    qualified("grouped_gemm_fp8_dgrad"), _grouped_dgrad_backward, setup_context=_grouped_dgrad_setup
+)
+torch.library.register_autograd(qualified("grouped_swiglu_fp8"), _swiglu_backward, setup_context=_swiglu_setup)
 for _name in ("grouped_swiglu_fp8_quantized", "grouped_swiglu_fp8_static"):
     torch.library.register_autograd(qualified(_name), _no_gradient("grouped_swiglu_fp8"))

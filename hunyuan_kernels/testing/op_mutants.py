@@ -22,7 +22,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @contextmanager
-def _fresh_memory_is_nan() -> Iterator[None]:
+def fresh_memory_is_nan() -> Iterator[None]:
     """Elements that a mutant does not write differ from the right ones, which the run before may have left there."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -48,7 +48,7 @@ class _CaseLaunch:
 
     def __call__(self, module: simulator.Module, setting: Mapping[str, Any]) -> Sequence[LaunchReport]:
         own = self.case.make(0)  # the op may change them
-        with simulated_gpu_of({"num_sms": self.case.sms, **setting}) as gpu, _fresh_memory_is_nan(), self.case.within():
+        with simulated_gpu_of({"num_sms": self.case.sms, **setting}) as gpu, fresh_memory_is_nan(), self.case.within():
             gpu.load_instead(self.stem, module)
             got = self.spec.function(**own)
         for comparison in self.spec.compare(self.case.make(0), got, self.want):

@@ -170,6 +170,7 @@ def test_opcheck():
     opcheck(ops.fp8_gemm, a, b[0], a_scale, b_scale[0], out)
     opcheck(ops.fp8_linear, torch.randn(4, 140, requires_grad=True), b[0], b_scale[0])
     opcheck(ops.fp8_linear_dgrad, torch.randn(4, 20), b[0], b_scale[0])
+    opcheck(ops.grouped_gemm_fp8_dgrad, torch.randn(ROWS, 20), b, OFFSETS, b_scale, torch.bfloat16)
     opcheck(ops.grouped_gemm_fp8, a, b, OFFSETS, a_scale, b_scale, out)
     opcheck(ops.grouped_swiglu_fp8, a, b, OFFSETS, a_scale, b_scale, out)
     opcheck(ops.grouped_swiglu_fp8_quantized, a, b, OFFSETS, a_scale, b_scale)
@@ -251,7 +252,10 @@ def test_bad_input(call, error, message):
 
 
 def test_backward_says_why_not():
-    a = torch.randn(4, 256, requires_grad=True)
-    out = hk.grouped_gemm_fp8(a, GROUPED, GROUPS, None, TWO, out_dtype=torch.float32)
+    """Of e4m3 activations and of scales there is no gradient."""
+    scale = torch.tensor(1.0, requires_grad=True)
+    out = hk.grouped_gemm_fp8(A, GROUPED, GROUPS, scale, TWO, out_dtype=torch.float32)
     with pytest.raises(RuntimeError, match="grouped_gemm_fp8: an input requires a gradient"):
         out.sum().backward()
+    with pytest.raises(RuntimeError, match="grouped_swiglu_fp8: an input requires a gradient"):
+        hk.grouped_swiglu_fp8(A.bfloat16(), GROUPED, GROUPS, None, TWO * scale).sum().backward()

@@ -3,13 +3,16 @@
 import re
 
 import pytest
+import torch
+from hunyuan_kernels._C import simulator
 
+import hunyuan_kernels as hk
 from hunyuan_kernels._ops import ops
-from hunyuan_kernels.simulator import device_ptx
+from hunyuan_kernels.simulator import device_ptx, simulated_gpu
 from hunyuan_kernels.testing.harmless import HARMLESS, Harmless, judge
 from hunyuan_kernels.testing.mutation import Mutant, mutations
 from hunyuan_kernels.testing.mutation_cases import mutation_cases
-from hunyuan_kernels.testing.op_mutants import executed_lines, mutate_op, mutated_stems
+from hunyuan_kernels.testing.op_mutants import executed_lines, fresh_memory_is_nan, mutate_op, mutated_stems
 from hunyuan_kernels.testing.spec import all_specs
 from python_tests.backends import needs_device_code
 
@@ -73,6 +76,16 @@ def test_cases_execute_every_synchronization(stem, executed):
         if m.line not in executed.get(m.kernel, ()) and not re.fullmatch(WITHOUT_CASES, f"{m.kernel} {m.instruction}")
     ]
     assert left_out == []
+
+
+@needs_device_code
+def test_what_a_mutant_does_not_write_is_seen():
+    """Although the memory that it gets held the right values before."""
+    ptx, x = re.sub(r"(@!?%p\d+\s+)?st\.global[^;]*;", "", device_ptx("swiglu")), torch.ones(8, 256)
+    with simulated_gpu() as gpu, fresh_memory_is_nan():
+        gpu.load_instead("swiglu", simulator.Module(ptx))
+        for _ in range(3):
+            assert hk.swiglu(x, torch.tensor([0, 8], dtype=torch.int32)).isnan().all()
 
 
 @needs_device_code

@@ -37,6 +37,8 @@ def eager_weights(logits, expert_ids, renormalize):
 
 
 RECYCLED = {"capacity": 3, "seed": 1}
+WEIGHTS = torch.randn(EXPERTS, 10, 6, generator=torch.Generator().manual_seed(5)).to(torch.float8_e4m3fn)
+SCALES = torch.rand(EXPERTS, 10, generator=torch.Generator().manual_seed(6)) + 0.1
 # name: (op, the same in plain PyTorch, shapes of the inputs)
 CASES = {
     "dispatch": (
@@ -63,6 +65,16 @@ CASES = {
         lambda a, b: hk.grouped_swiglu(a, b, OFFSETS),
         lambda a, b: reference.grouped_gemm.grouped_swiglu(a, b, OFFSETS),
         [(ROWS, 6), (EXPERTS, 10, 6)],
+    ),
+    "grouped_gemm_fp8": (
+        lambda a: hk.grouped_gemm_fp8(a, WEIGHTS, OFFSETS, None, SCALES, out_dtype=torch.float32).square(),
+        lambda a: reference.fp8_gemm.grouped_gemm_fp8(a, WEIGHTS, OFFSETS, None, SCALES).square(),
+        [(ROWS, 6)],
+    ),
+    "grouped_swiglu_fp8": (
+        lambda a: hk.grouped_swiglu_fp8(a, WEIGHTS, OFFSETS, None, SCALES, out_dtype=torch.float32),
+        lambda a: reference.fp8_gemm.grouped_swiglu_fp8(a, WEIGHTS, OFFSETS, None, SCALES),
+        [(ROWS, 6)],
     ),
     "swiglu": (
         hk.swiglu,

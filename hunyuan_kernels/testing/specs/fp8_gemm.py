@@ -196,7 +196,7 @@ def _grouped_swiglu_cases() -> list[Case]:
         kinds = ["tensor", "row", "halves", "half blocks"] + (["block"] if n % 128 == 0 else [])
         variants = [
             *product(_ACTIVATIONS, kinds, _SWIGLU_OUTPUTS[:1]),
-            *product(("block",), ("halves",), _SWIGLU_OUTPUTS[1:]),
+            *product(("block", "bfloat16"), ("halves",), _SWIGLU_OUTPUTS[1:]),
         ]
         for activations, kind, (output, options) in variants:
             make = partial(_grouped_arguments, sizes, 2 * n, k, tail, activations, kind, False, "gate_up", options)
@@ -376,8 +376,8 @@ def _sample_swiglu(arguments: Arguments, got: Any) -> tuple[Arguments, Any]:
 
 
 def _on_cuda(arguments: Arguments) -> bool:
-    """Activations in e4m3; or, of results that are not quantized, in bf16."""
-    return arguments["a"].dtype == E4M3 or (arguments["a"].dtype == torch.bfloat16 and arguments["out_dtype"] in FLOATS)
+    """Activations in e4m3 or bf16."""
+    return bool(arguments["a"].dtype != torch.float32)
 
 
 def _plan(name: str) -> Callable[[Arguments, int], object]:
@@ -389,7 +389,10 @@ def _plan(name: str) -> Callable[[Arguments, int], object]:
         a_scale, b_scale = arguments["a_scale"], arguments["b_scale"]
         b_in_blocks = depth > 128 and b_scale.dim() > len(experts) + 1
         options = {"experts": experts[0] if experts else None, "rows": a.shape[0], "columns": columns, "depth": depth}
-        options |= {"swiglu": name == "gate_up", "out": plans.DType[dtype_name(arguments["out_dtype"])], "sms": sms}
+        out_dtype = arguments["out_dtype"]
+        if a_scale is None and out_dtype == E4M3:  # quantized by another kernel
+            out_dtype = torch.float32
+        options |= {"swiglu": name == "gate_up", "out": plans.DType[dtype_name(out_dtype)], "sms": sms}
         if a_scale is None:
             return plans.fp8_weight_only(**options, in_blocks=b_in_blocks)
         return plans.fp8_gemm(**options, in_blocks=b_in_blocks or (depth > 128 and a_scale.dim() == 2))
