@@ -46,6 +46,13 @@ def assemble(stem: str) -> tuple[bytes, str]:
 
 
 @functools.cache
+def ptx_kernels(stem: str) -> dict[str, list[str]]:
+    """Kernel to its lines of PTX: instructions and labels."""
+    entries = re.split(r"\.entry (\w+)\(", ops.device_ptx(stem))[1:]
+    return {name: [line.strip() for line in body.splitlines()] for name, body in zip(*[iter(entries)] * 2, strict=True)}
+
+
+@functools.cache
 def disassemble(stem: str) -> dict[str, list[str]]:
     """Kernel to its lines of SASS: instructions and labels."""
     nvdisasm = find_tool("nvdisasm")

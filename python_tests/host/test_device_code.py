@@ -8,7 +8,7 @@ import pytest
 from hunyuan_kernels._C import build_information
 
 from hunyuan_kernels._ops import LIBRARY, ops
-from python_tests.host.device_code import assemble, disassemble
+from python_tests.host.device_code import assemble, disassemble, ptx_kernels
 
 
 def stems() -> list[str]:
@@ -86,13 +86,21 @@ def test_the_assembler_finds_nothing_slow(stem: str) -> None:
 
 
 def loops(lines: list[str]) -> list[list[str]]:
-    """The bodies from a label to a branch back to it."""
+    """The bodies from a label to a branch back to it, of SASS or PTX."""
     at = {line[:-1]: index for index, line in enumerate(lines) if line.endswith(":")}
     found = []
     for index, line in enumerate(lines):
-        if (branch := re.search(r"BRA `\((\.L_x_\d+)\)", line)) and at.get(branch[1], index) < index:
-            found.append(lines[at[branch[1]] : index + 1])
+        branch = re.search(r"BRA `\((\.L_x_\d+)\)|\bbra(?:\.uni)?\s+(\S+);", line)
+        if branch and at.get(label := branch[1] or branch[2], index) < index:
+            found.append(lines[at[label] : index + 1])
     return found
+
+
+def main_loop(lines: list[str], instruction: str, count: int) -> list[str]:
+    """The shortest loop with so many of an instruction."""
+    found = [loop for loop in loops(lines) if sum(instruction in line for line in loop) == count]
+    assert found, f"no loop has {count} of {instruction}"
+    return min(found, key=len)
 
 
 #: More than nvcc 13.0.88 makes of any of them, by a few. A k-block of 128 x 256 x 64 takes the tensor cores 1024 clocks
@@ -106,14 +114,40 @@ def test_main_loops_of_the_grouped_gemm() -> None:
     kernels = disassemble("grouped_gemm")
     assert kernels
     for name, lines in kernels.items():
-        with_products = [loop for loop in loops(lines) if sum("HGMMA" in line for line in loop) == 4]
-        body = min(with_products, key=len, default=None)
-        assert body is not None, f"{name} has no loop of four HGMMA"
+        body = main_loop(lines, "HGMMA", 4)
         shape = "64x128x16" if "_128_" in name else "64x256x16"
         assert all(shape in line for line in body if "HGMMA" in line), name
         instructions = [line for line in body if not line.endswith(":")]
         assert len(instructions) <= MOST_INSTRUCTIONS_OF_A_K_BLOCK, f"{name}: {len(instructions)}"
         assert not any(re.search(r"\b(LDL|STL|LDG|STG)\b", line) for line in body), name
+
+
+@pytest.mark.skipif("fp8_gemm" not in stems(), reason="this build has no device code: no nvcc was found")
+def test_main_loops_of_the_fp8_gemm_in_ptx() -> None:
+    """What the disassembly shows below, where there is no disassembler: e4m3 products, and one addition to each sum."""
+    for name, lines in ptx_kernels("fp8_gemm").items():
+        products = 4 if "_128_" in name else 8
+        body = main_loop(lines, "wgmma.mma_async", products)
+        assert sum("m64n128k32.f32.e4m3.e4m3" in line for line in body) == products, name
+        addition = "fma.rn.f32" if "blocks" in name else "add.f32"
+        assert sum(addition in line for line in body) == 16 * products, name
+        other = [line for line in body if re.search(r"\b(add|sub|fma|mul)\.\S*f32\b", line) and addition not in line]
+        assert len(other) <= 4, f"{name}: {other}"  # the products of two scales, for two rows and each part
+        assert not any(re.search(r"\b(st\.global|ld\.local|st\.local)", line) for line in body), name
+
+
+@pytest.mark.skipif("fp8_gemm_weight_only" not in stems(), reason="this build has no device code: no nvcc was found")
+def test_main_loops_of_weight_only_fp8_in_ptx() -> None:
+    """Conversions of pairs, loads of 16 or 2 bytes, and one addition to each sum where scales vary along K."""
+    for name, lines in ptx_kernels("fp8_gemm_weight_only").items():
+        parts, tokens = 2 if "swiglu" in name else 1, 16 if "_16" in name else 64
+        body = main_loop(lines, "wgmma.mma_async", 8 * parts)
+        assert sum(f"m64n{tokens}k16.f32.bf16.bf16" in line for line in body) == 8 * parts, name
+        packed = "packed" in name
+        counts = {"cvt.rn.f16x2.e4m3x2": 32, "ld.shared.v4": 4 if packed else 0, "ld.shared.u16": 0 if packed else 32}
+        counts["fma.rn.f32"] = tokens // 2 if "blocks" in name else 0
+        for text, count in counts.items():
+            assert sum(text in line for line in body) == count * parts, f"{name}: {text}"
 
 
 @pytest.mark.skipif("fp8_gemm" not in stems(), reason="this build has no device code: no nvcc was found")
@@ -123,9 +157,7 @@ def test_main_loops_of_the_fp8_gemm() -> None:
     assert kernels
     for name, lines in kernels.items():
         products = 4 if "_128_" in name else 8
-        with_products = [loop for loop in loops(lines) if sum("QGMMA" in line for line in loop) == products]
-        body = min(with_products, key=len, default=None)
-        assert body is not None, f"{name} has no loop of {products} QGMMA"
+        body = main_loop(lines, "QGMMA", products)
         assert all("64x128x32" in line for line in body if "QGMMA" in line), name
         additions = sum(bool(re.search(r"\b(FADD|FFMA)\b", line)) for line in body)
         assert additions == 16 * products, f"{name}: {additions}"
@@ -140,9 +172,7 @@ def test_main_loops_of_weight_only_fp8() -> None:
     assert kernels
     for name, lines in kernels.items():
         parts, tokens = 2 if "swiglu" in name else 1, 16 if "_16" in name else 64
-        with_products = [loop for loop in loops(lines) if sum("HGMMA" in line for line in loop) == 8 * parts]
-        body = min(with_products, key=len, default=None)
-        assert body is not None, f"{name} has no loop of {8 * parts} HGMMA"
+        body = main_loop(lines, "HGMMA", 8 * parts)
         assert all(f"64x{tokens}x16" in line for line in body if "HGMMA" in line), name
         conversions = {"UNPACK_B": 32, "HADD2.F32": 64, "PACK_AB": 32}
         loads = {"LDS.128": 4, "LDS.U16": 0} if "packed" in name else {"LDS.128": 0, "LDS.U16": 32}
