@@ -37,7 +37,7 @@ def prepack(model: nn.Module) -> int:
 
     For inference with few tokens on this implementation. The parameters are replaced (no second copy stays) by packed
     ones without gradient: such a model cannot be saved, trained, or run on another implementation. Layers that are
-    packed already, and FP8 experts, stay as they are.
+    packed already, FP8 experts, and layers on a GPU, which reads their weights as they are, stay so.
 
     Raises:
         ValueError: the model has no experts of this interface, uses another implementation, has hidden or intermediate
@@ -52,7 +52,13 @@ def prepack(model: nn.Module) -> int:
         _check(experts)
         if (implementation := experts.config._experts_implementation) != NAME:
             raise ValueError(f"{NAME}: the experts_implementation is {implementation!r}; set {NAME!r} before prepack")
-    plain = [m for m in found if m.gate_up_proj.dim() == 3 and m.gate_up_proj.dtype != torch.float8_e4m3fn]
+    plain = [
+        m
+        for m in found
+        if m.gate_up_proj.dim() == 3
+        and m.gate_up_proj.dtype != torch.float8_e4m3fn
+        and m.gate_up_proj.device.type == "cpu"
+    ]
     for experts in plain:  # all are checked before the first one changes
         kind, (rows, hidden) = type(experts).__name__, experts.gate_up_proj.shape[1:]
         for columns, size in (("hidden", hidden), ("intermediate", rows // 2)):

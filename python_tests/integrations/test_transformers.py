@@ -187,6 +187,14 @@ def test_a_refused_prepack_changes_nothing(changes, dtype, message):
     assert {name: (p.data_ptr(), p.shape) for name, p in model.named_parameters()} == before
 
 
+def test_prepack_leaves_layers_of_other_devices_alone():
+    """A GPU reads the weights as they are; here of a device without memory, and of any size."""
+    model = on(make(intermediate_size=40), NAME).to("meta")
+    before = [(name, p.shape, p.requires_grad) for name, p in model.named_parameters()]
+    assert prepack(model) == 0
+    assert [(name, p.shape, p.requires_grad) for name, p in model.named_parameters()] == before
+
+
 class Recorded(TorchDispatchMode):
     """Where the inputs of our ops lie, and the largest tensor that any op makes."""
 
