@@ -19,11 +19,16 @@ class Fp8Weight(NamedTuple):
     input_scale: Tensor | None = None
 
 
-@lru_cache(maxsize=64)
 def _one_group(rows: int) -> Tensor:
-    """Offsets of one group that owns all rows: steps of a generation have the same number again and again."""
+    """Offsets of one group that owns all rows."""
+    return torch.tensor([0, rows], dtype=torch.int32, device="cpu")
+
+
+@lru_cache(maxsize=64)
+def _kept_one_group(rows: int) -> Tensor:
+    """Steps of a generation have the same number of rows again and again."""
     with torch.inference_mode(False):  # whoever needs it next may want a gradient
-        return torch.tensor([0, rows], dtype=torch.int32)
+        return _one_group(rows)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -35,7 +40,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if weight.dim() == 2 and (torch.is_grad_enabled() or x.device.type != "cpu"):
         return F.linear(x, weight)
     rows = x.flatten(0, -2)
-    return hk.grouped_gemm(rows, weight.unsqueeze(0), _one_group(rows.shape[0])).view(*x.shape[:-1], -1)
+    # Of a trace, which has tensors of a class of its own, nothing may be kept.
+    offsets = (_kept_one_group if type(x) is Tensor else _one_group)(rows.shape[0])
+    out = hk.grouped_gemm(rows, weight.unsqueeze(0), offsets)
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def pack(weight: Tensor, fp8_inputs: bool) -> Tensor:

@@ -114,6 +114,20 @@ def test_backward(kind, checkpointing):
     assert_gradients(gradients(on(model, NAME)), want)
 
 
+@pytest.mark.parametrize("trained", ["gate.wg", "experts.down_proj", "self_attn.q_proj"])
+def test_backward_of_a_part(trained):
+    """All other weights are frozen: no gradient is missing, and none is made."""
+    grads = []
+    for implementation in ("eager", NAME):
+        model = on(make(), implementation).train()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained in name)
+        model(TOKENS, labels=TOKENS).loss.backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() != set()
+    assert_gradients(grads[1], grads[0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_generate(kind):
     model = make(kind)
@@ -125,8 +139,13 @@ def test_generate(kind):
 
 
 def test_compiled_graph():
-    model = on(make(), NAME).train()
-    assert_gradients(gradients(model, torch.compile(model, fullgraph=True, backend="aot_eager")), gradients(model))
+    model = on(make(num_hidden_layers=1), NAME).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_gradients(gradients(model, compiled), gradients(model))
+    for length in (7, 5, 1):  # the second length makes a graph for all
+        with torch.no_grad():
+            got, want = (call(TOKENS[:, :length], use_cache=False).logits for call in (compiled, model))
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(

@@ -82,7 +82,7 @@ def test_chunks_give_what_one_pass_gives(share, chunks):
 @pytest.mark.parametrize("dtype", [torch.float32, FP8])
 @pytest.mark.parametrize(("first", "second"), [([7, 1, 12], [3, 4, 0]), ([40, 1, 25], [20, 30, 0])], ids=str)
 def test_sequences_of_different_lengths(first, second, dtype):
-    """Each as it is alone, whatever the padding; in FP8, too, where each has scales of its own."""
+    """Each as it is alone, whatever the padding. In FP8 each has scales of its own, which no padding raises."""
     model, x = model_with_gains(), tokens(length=60)
     cache = model.make_cache(3, 60, dtype)
     padded = model(x[:, : max(first)], cache=cache, num_tokens=first).logits
@@ -96,7 +96,11 @@ def test_sequences_of_different_lengths(first, second, dtype):
         parts = text.split([n for n in (first[row], second[row]) if n], 1)
         alone = torch.cat([model(part, cache=own).logits[0] for part in parts])
         together = torch.cat((padded[row, : first[row]], then[row, : second[row]]))
-        torch.testing.assert_close(together, alone, rtol=1e-5, atol=2e-5)
+        if dtype == FP8:
+            for layer, store in own._stores.items():
+                assert torch.equal(cache._stores[layer].scale[:, row], store.scale[:, 0])
+        # Products of other shapes sum in another order, and a key or value near a tie may then round otherwise to e4m3.
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=2e-2 if dtype == FP8 else 2e-5)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hunyuan_kernels.model import Config, Decoder
 from hunyuan_kernels.model.attention import Attention, Positions
@@ -185,8 +186,24 @@ def test_bad_tokens(given, message, training):
 
 
 @pytest.mark.parametrize("shape", [(0, 16), (3, 0)])
-def test_no_tokens(shape):
-    for training in (False, True):
-        out = make().train(training)(torch.zeros(shape, dtype=torch.int64))
-        assert out.logits.shape == (*shape, 40)
-        assert out.balance_loss == 0
+@pytest.mark.parametrize("inference", [False, True])
+def test_no_tokens(shape, inference):
+    model = make().train(not inference)
+    with torch.inference_mode(inference):
+        out = model(torch.zeros(shape, dtype=torch.int64))
+    assert out.logits.shape == (*shape, 40)
+    assert out.balance_loss == 0
+
+
+@torch.no_grad()
+def test_a_trace_leaves_nothing_behind():
+    """The numbers of rows are those of no other test: nothing is kept of them yet."""
+    model, x, y = make().eval(), tokens(batch=1, length=29), tokens(batch=1, length=31)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model(torch.zeros(1, 29, dtype=torch.int64))
+    dynamic = {0: torch.export.Dim.STATIC, 1: torch.export.Dim.AUTO}
+    exported = torch.export.export(model, (y,), dynamic_shapes=(dynamic,)).module()
+    for text in (x, y):
+        want = model(text).logits
+        assert type(want) is torch.Tensor
+        torch.testing.assert_close(exported(text).logits, want, rtol=1e-5, atol=1e-5)
