@@ -11,6 +11,7 @@ import hunyuan_kernels as hk
 from hunyuan_kernels.model.cache import Fp8KeyValue, KeyValue
 from hunyuan_kernels.model.config import Config
 from hunyuan_kernels.model.linear import Linear
+from hunyuan_kernels.model.norm import RMSNorm
 from hunyuan_kernels.model.rope import apply_rope
 
 #: Takes keys and values of a pass, returns those of all passes: ``KeyValueCache.append`` of a layer.
@@ -52,8 +53,8 @@ class Attention(nn.Module):
         self.queries, self.shared = config.num_heads, config.num_key_value_heads if owns_key_value else 0
         self.qkv_proj = Linear(config.hidden_size, (self.queries + 2 * self.shared) * config.head_dim)
         self.o_proj = Linear(self.queries * config.head_dim, config.hidden_size)
-        self.query_layernorm = nn.RMSNorm(config.head_dim, config.norm_epsilon)
-        self.key_layernorm = nn.RMSNorm(config.head_dim, config.norm_epsilon)
+        self.query_layernorm = RMSNorm(config.head_dim, config.norm_epsilon)
+        self.key_layernorm = RMSNorm(config.head_dim, config.norm_epsilon)
 
     def forward(
         self,
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         """
         heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
         rotated = apply_rope(heads[..., : self.queries + self.shared, :], positions.rope)
-        normalized = F.rms_norm(rotated, (self.head_dim,), eps=self.query_layernorm.eps).transpose(1, 2)
+        normalized = self.query_layernorm.normalize(rotated).transpose(1, 2)
         if shared is None:
             values = heads[..., self.queries + self.shared :, :].transpose(1, 2)
             shared = normalized[:, self.queries :], values

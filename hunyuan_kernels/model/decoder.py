@@ -16,6 +16,7 @@ from hunyuan_kernels.model.cache import Fp8KeyValue, KeyValue, KeyValueCache
 from hunyuan_kernels.model.config import Config
 from hunyuan_kernels.model.linear import Linear, linear
 from hunyuan_kernels.model.moe import MoE
+from hunyuan_kernels.model.norm import RMSNorm
 from hunyuan_kernels.model.rope import rope_of
 
 
@@ -35,9 +36,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.attention = Attention(config, config.owns_key_value(layer))
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.moe = MoE(config, layer)
         self.hidden_dropout = config.hidden_dropout
 
@@ -70,7 +71,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embed_tokens = nn.Parameter(torch.empty(config.vocabulary_size, config.hidden_size))
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         #: While training: layers keep their inputs alone, and compute the rest again for the backward pass.
         self.gradient_checkpointing = False
         #: Of weights that are kept in FP8: scales of weight and input by the published name of a layer.

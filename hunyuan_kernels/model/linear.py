@@ -41,7 +41,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
     rows = x.flatten(0, -2)
     # Of a trace, which has tensors of a class of its own, nothing may be kept.
-    offsets = (_kept_one_group if type(x) is Tensor else _one_group)(rows.shape[0])
+    traced = type(x) is not Tensor or torch.compiler.is_compiling()
+    offsets = (_one_group if traced else _kept_one_group)(rows.shape[0])
     out = hk.grouped_gemm(rows, weight.unsqueeze(0), offsets)
     return out.view(*x.shape[:-1], out.shape[-1])
 

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hunyuan_kernels.model import Config, Decoder
 from hunyuan_kernels.model.attention import Attention, Positions
+from hunyuan_kernels.model.norm import RMSNorm
 from hunyuan_kernels.model.rope import apply_rope, rope_tables
 
 CONFIG = Config(
@@ -207,3 +208,31 @@ def test_a_trace_leaves_nothing_behind():
         want = model(text).logits
         assert type(want) is torch.Tensor
         torch.testing.assert_close(exported(text).logits, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e15])
+def test_norm(dtype, scale):
+    """The same to a rounding with and without gradients; fp64 says what is right."""
+    norm = RMSNorm(48, 1e-5).to(dtype)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    x = scale * torch.randn(3, 5, 48, generator=torch.Generator().manual_seed(0))
+    x = x.to(dtype)
+    want = F.rms_norm(x.double(), (48,), norm.weight.double(), 1e-5)
+    with torch.no_grad():
+        inference = norm(x)
+    for got in (norm(x), inference):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), want, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
+    x[1, 2, 7], x[2, 0, 3] = float("nan"), float("inf")
+    with torch.no_grad():
+        got = norm(x)
+    assert torch.equal(got.isnan().any(-1), torch.tensor([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]).bool())
+
+
+def test_compiles_without_a_break_or_a_warning(recwarn):
+    model, x = make().eval(), tokens()
+    with torch.no_grad():
+        compiled = torch.compile(lambda t: model(t, seed=0).logits, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), model(x, seed=0).logits)
+    assert not [w for w in recwarn if "lru_cache" in str(w.message)]
