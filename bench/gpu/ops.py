@@ -1,7 +1,8 @@
 """The ops on a GPU, from the cases of their specs:
 
 python -m bench.gpu.ops check [--cases N]   # every case against its reference
-python -m bench.gpu.ops bench               # real sizes beside torch's kernels, options of plans, a copy and a product
+python -m bench.gpu.ops bench               # real sizes, and those that others publish, beside torch's kernels; options
+                                            # of plans, a copy and a product
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu.conformance.target import gpu_missing
+from bench.gpu.published import published
 from hunyuan_kernels._ops import MissingKernelError
 from hunyuan_kernels.testing import machine
 from hunyuan_kernels.testing.product_options import OPTIONS, product_options
@@ -207,9 +209,9 @@ def main() -> int:
     timer = gpu_timer()
     rows = list(ceilings("cuda", timer, options.rounds))
     sms = torch.cuda.get_device_properties(0).multi_processor_count
-    for spec in all_specs():
-        for case in spec.bench_cases(options.preset):
-            rows += measure(with_plan_options(spec, case, sms), case, "cuda", timer, options.rounds)
+    preset = ((spec, case) for spec in all_specs() for case in spec.bench_cases(options.preset))
+    for spec, case in itertools.chain(preset, published()):
+        rows += measure(with_plan_options(spec, case, sms), case, "cuda", timer, options.rounds)
     print(table(rows))
     if options.json:
         described = {**machine.describe(), "gpu": torch.cuda.get_device_name()}

@@ -13,6 +13,7 @@ import torch
 from bench.gpu import __main__ as command
 from bench.gpu import ops
 from bench.gpu.conformance.target import gpu_missing
+from bench.gpu.published import published
 from bench.gpu.steps import Step, plan, run_step, run_steps, table, to_json
 from hunyuan_kernels.testing.spec import all_specs
 
@@ -188,3 +189,12 @@ def test_ceilings():
     rows = list(ops.ceilings("cpu", ops.wall_timer, 2, elements=1024, size=16))
     assert [row.case for row in rows] == ["copy", "bf16 product"]
     assert all(row.seconds and (row.flops_per_second or row.bytes_per_second) for row in rows)
+
+
+def test_published_sizes():
+    cases = list(published())
+    assert len({(spec.name, case.label) for spec, case in cases}) == len(cases) == 25
+    spec, case = min(cases, key=lambda each: each[0].name != "fp8_gemm")
+    arguments = case.make(0)
+    assert spec.on_cuda(arguments)
+    assert spec.work(arguments).flops == 2.0 * 64 * 24576 * 1536

@@ -92,7 +92,7 @@ def _gemm_arguments(
     }
 
 
-def _gemm_case(
+def gemm_case(
     m: int,
     n: int,
     k: int,
@@ -113,7 +113,7 @@ DENSE_SCALES = ("tensor", "[1]", "row", "block")
 def _gemm_cases() -> list[Case]:
     scales = product(DENSE_SCALES, DENSE_SCALES)
     variants = product(_DENSE_SHAPES, scales, (False, True), FLOATS)
-    return [_gemm_case(*shape, *kinds, transposed, dtype) for shape, kinds, transposed, dtype in variants]
+    return [gemm_case(*shape, *kinds, transposed, dtype) for shape, kinds, transposed, dtype in variants]
 
 
 def _compare_gemm(arguments: Arguments, got: Any, want: Any) -> list[Comparison]:
@@ -136,7 +136,7 @@ _GROUPED_SHAPES = [
 _ACTIVATIONS = ("static", "row", "block", "bfloat16", "float32")
 
 
-def _grouped_arguments(
+def grouped_arguments(
     sizes: list[int],
     n: int,
     k: int,
@@ -170,9 +170,7 @@ def _grouped_gemm_cases() -> list[Case]:
     return [
         Case(
             f"{label}, {activations} x {kind}, {dtype_name(out_dtype)}" + (", [E,K,N]" if transposed else ""),
-            partial(
-                _grouped_arguments, sizes, n, k, tail, activations, kind, transposed, "b", {"out_dtype": out_dtype}
-            ),
+            partial(grouped_arguments, sizes, n, k, tail, activations, kind, transposed, "b", {"out_dtype": out_dtype}),
         )
         for label, sizes, n, k, tail in _GROUPED_SHAPES
         for activations in _ACTIVATIONS
@@ -199,7 +197,7 @@ def _grouped_swiglu_cases() -> list[Case]:
             *product(("block", "bfloat16"), ("halves",), _SWIGLU_OUTPUTS[1:]),
         ]
         for activations, kind, (output, options) in variants:
-            make = partial(_grouped_arguments, sizes, 2 * n, k, tail, activations, kind, False, "gate_up", options)
+            make = partial(grouped_arguments, sizes, 2 * n, k, tail, activations, kind, False, "gate_up", options)
             cases.append(Case(f"{label}, {activations} x {kind}, {output}", make))
     return cases
 
@@ -237,13 +235,11 @@ def _gemm_bench_cases(preset: str | None) -> list[Case]:
     """N and K of an attention projection; M from decode to prefill."""
     if preset is None:
         return [
-            _gemm_case(64, 1024, 1024, "row", "row"),
-            *(_gemm_case(512, 4096, 4096, k, k) for k in DENSE_SCALES[::2]),
+            gemm_case(64, 1024, 1024, "row", "row"),
+            *(gemm_case(512, 4096, 4096, k, k) for k in DENSE_SCALES[::2]),
         ]
     size = {"hunyuan-large": 6400, "hunyuan-a13b": 4096}[preset]
-    return [
-        _gemm_case(m, size, size, *kinds) for m in (1, 32, 512) for kinds in (("tensor", "tensor"), ("block", "block"))
-    ]
+    return [gemm_case(m, size, size, kind, kind) for m in (1, 32, 512) for kind in ("tensor", "row", "block")]
 
 
 def _grouped_bench_cases(preset: str | None, name: str, kind: str) -> list[Case]:
@@ -258,7 +254,7 @@ def _grouped_bench_cases(preset: str | None, name: str, kind: str) -> list[Case]
             label = f"{experts} experts x {group} rows, N {n}, K {k}, {activations} x {weights}"
             label += ", to e4m3" if out_dtype == E4M3 else ""
             options = {"out_dtype": out_dtype}
-            make = partial(_grouped_arguments, [group] * experts, n, k, 0, activations, weights, False, name, options)
+            make = partial(grouped_arguments, [group] * experts, n, k, 0, activations, weights, False, name, options)
             cases.append(Case(label, make))
     return cases
 
