@@ -7,6 +7,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include "common/check.h"
 #include "cpu/isa/tables.h"
 
@@ -36,6 +40,8 @@ const std::vector<Candidate>& candidates() {
     if (__builtin_cpu_is("intel")) std::swap(found[0], found[1]);
     found.push_back({&avx2_microkernels, avx2});
 #elif defined(__aarch64__)
+    // Of Linux, HWCAP2_BF16; the headers of older systems do not name it.
+    found.push_back({&neon_bf16_microkernels, (getauxval(AT_HWCAP2) >> 14 & 1) != 0});
     found.push_back({&neon_microkernels, true});
 #endif
     found.push_back({&portable_microkernels, true});

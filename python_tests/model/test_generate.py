@@ -119,7 +119,7 @@ class Automaton(Decoder):
         return Output(self.hidden(tokens, **arguments)[0], torch.zeros(()), [])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 10**6),
     prompts=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=4),

@@ -22,7 +22,7 @@ every_instruction_set = pytest.mark.parametrize("isa", supported_instruction_set
 every_case = [pytest.param(spec, case, id=f"{spec.name}: {case.label}") for spec in SPECS for case in spec.cases()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.sampled_from([0, 0, 1, 2, 5, 11, 12, 13, 24, 37]), min_size=1, max_size=5),
     rows=st.integers(0, 70),

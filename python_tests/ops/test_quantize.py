@@ -60,7 +60,7 @@ def test_rounding_of_float32(backend):
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_shapes(matrices, rows, columns, recipe, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     shape = (rows, columns) if matrices is None else (matrices, rows, columns)
@@ -77,7 +77,7 @@ def test_shapes(matrices, rows, columns, recipe, dtype, seed):
     sms=st.sampled_from([1, 8]),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @needs_device_code
 def test_shapes_simulated(matrices, rows, columns, recipe, dtype, sms, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,5 @@
 // The body of every <isa>.cpp: the microkernels of all stems for HK_ISA, with vectors of HK_VECTOR_FLOATS fp32 lanes.
+// HK_BF16_DOT is defined where the set multiplies pairs of bf16.
 #include <stdint.h>
 
 #include "common/dtype.h"

@@ -51,7 +51,7 @@ void copy_past_caches(const void* from, void* to, int64_t bytes) {
 constexpr CeilingKernels ceiling_kernels = {
     .multiply_float = multiply_chains<FloatPanels>,
     .multiply_float_flops = 2 * kFloats * kCeilingChains,
-#if defined(__AVX512BF16__)
+#if defined(HK_BF16_DOT)
     .multiply_bfloat16 = multiply_chains<PairPanels>,
     .multiply_bfloat16_flops = 4 * kFloats * kCeilingChains,
 #else

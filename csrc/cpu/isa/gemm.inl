@@ -90,6 +90,10 @@ HK_INLINE Words part(PairPanels, const float8_e4m3fn*, Words words, int j) {
   };
   return look_up(e4m3_tables.lower) | look_up(e4m3_tables.upper) << 8 | (spread & 0x00800080u) << 8;
 }
+#elif defined(HK_BF16_DOT)
+HK_INLINE Words part(PairPanels, const float8_e4m3fn*, Words words, int j) {
+  return expand_e4m3(words << (24 - 16 * j)) >> 16 | (expand_e4m3(words << (16 - 16 * j)) & 0xffff0000u);
+}
 #endif
 
 template <typename Panels, typename Element>
@@ -230,6 +234,10 @@ HK_INLINE Floats multiply_add(FloatPanels, Floats sum, Words a, Words b) { retur
 HK_INLINE Floats multiply_add(PairPanels, Floats sum, Words a, Words b) {
   return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
+#elif defined(HK_BF16_DOT)
+HK_INLINE Floats multiply_add(PairPanels, Floats sum, Words a, Words b) {
+  return (Floats)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
+}
 #endif
 
 template <typename Panels, int kRows>
@@ -344,7 +352,7 @@ constexpr GemmScheme float_scheme = {
     FloatPanels::k_step, kGemmRows, kGemmColumns, float_packer, multiply<FloatPanels>, kFloats, kDotRows,
     float_dot,           sum_lanes, kPackedRows,  float_packed};
 
-#if defined(__AVX512BF16__)
+#if defined(HK_BF16_DOT)
 GemmPack pair_packer(DType dtype, bool along_k) {
   if (dtype == DType::float8_e4m3fn)
     return along_k ? pack_along_k<PairPanels, float8_e4m3fn> : pack_along_lines<PairPanels, float8_e4m3fn>;

@@ -161,7 +161,7 @@ GemmDot float_dot(DType a, DType b) {
   }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(HK_BF16_DOT)
 GemmDot pair_dot(DType a, DType b) {
   switch (a) {
     case DType::bfloat16: return dot_for<PairPanels, bfloat16>(b);

@@ -43,6 +43,10 @@ HK_INLINE Words part_packed(PairPanels, const float8_e4m3fn*, Words words, int j
                                                   _mm512_set1_epi32(static_cast<int>(0x80808080u)), 0xf8);
   return (Words)(j == 0 ? _mm512_unpacklo_epi8(lower, upper) : _mm512_unpackhi_epi8(lower, upper));
 }
+#elif defined(HK_BF16_DOT)
+HK_INLINE Words part_packed(PairPanels, const float8_e4m3fn* type, Words words, int j) {
+  return part(PairPanels{}, type, e4m3_words(words, LaneNumbersFrom<4 * kFloats>::All{}), j);
+}
 #endif
 
 // Vector v of a line: kPanelVectors of them in a panel.
@@ -193,7 +197,7 @@ GemmPacked float_packed(DType b) {
     default: return {};
   }
 }
-#if defined(__AVX512BF16__)
+#if defined(HK_BF16_DOT)
 GemmPacked pair_packed(DType b) {
   switch (b) {
     case DType::bfloat16: return packed_of<PairPanels, bfloat16>();

@@ -16,7 +16,7 @@
 namespace hunyuan_kernels::cpu {
 
 struct Microkernels {
-  const char* name;  // "portable", "avx2", "avx512", "avx512_bf16", "neon"
+  const char* name;  // "portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"
   CeilingKernels ceiling;
   DispatchKernels dispatch;
   GemmKernels gemm;

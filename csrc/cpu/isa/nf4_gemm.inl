@@ -34,6 +34,13 @@ HK_INLINE Words part_nf4(PairPanels, Words words, int j) {
   const Words codes = j % 2 ? (Words)((Codes)words >> 4) : words;
   return (Words)_mm512_maskz_permutexvar_epi16(0xffffffffu, (__m512i)codes, table);
 }
+#elif defined(HK_BF16_DOT)
+// Codes past the first two steps lie one byte further: in the lower nibbles of `words` as the caller reads them.
+HK_INLINE Words part_nf4(PairPanels, Words words, int j) {
+  const uint8x16x2_t table = vld1q_u8_x2(reinterpret_cast<const uint8_t*>(kNf4Values));
+  const Words codes = words >> (4 * (j % 2)) & 0x000f000fu;
+  return (Words)vqtbl2q_u8(table, (uint8x16_t)(codes * 0x0202u + 0x01000100u));  // the bytes 2 code and 2 code + 1
+}
 #endif
 
 // sum * scale + total, fused where the instruction set has it.

@@ -11,6 +11,7 @@ extern const Microkernels avx512_microkernels;
 extern const Microkernels avx512_bf16_microkernels;
 #elif defined(__aarch64__)
 extern const Microkernels neon_microkernels;
+extern const Microkernels neon_bf16_microkernels;
 #endif
 
 }  // namespace hunyuan_kernels::cpu
