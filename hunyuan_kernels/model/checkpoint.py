@@ -128,7 +128,7 @@ def save(
     Raises:
         ValueError: an unknown form; no bytes for a file; input scales that name no such layer, are not positive, or are
             for another form; a packed model; one that is kept in FP8 in another form; weights of another dtype than
-            bf16, fp32 and fp16.
+            bf16, fp32 and fp16, or that were kept in FP8 and converted since.
         ModuleNotFoundError: the ``safetensors`` package is missing.
     """
     from safetensors.torch import save_file
@@ -144,9 +144,11 @@ def save(
     _check_input_scales(input_scales or {}, linear)
     given = {layer: scale for layer, (_, scale) in model.fp8_scales.items()} | dict(input_scales or {})
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    kept = {piece.parameter for name, piece in wanted.items() if name.removesuffix(".weight") in model.fp8_scales}
     for name, parameter in parameters.items():
-        if parameter.dtype not in (*_DTYPES.values(), torch.float16, *([FP8] if model.fp8_scales else [])):
-            raise ValueError(f"checkpoint: {name} has dtype {parameter.dtype}; allowed: bfloat16, float32, float16")
+        allowed = (FP8,) if name in kept else (torch.bfloat16, torch.float32, torch.float16)
+        if parameter.dtype not in allowed:
+            raise ValueError(f"checkpoint: {name} has dtype {parameter.dtype}; allowed: {', '.join(map(str, allowed))}")
 
     def stored(name: str) -> dict[str, Tensor]:
         """A weight as it is written, with its scales. Made for one file at a time."""

@@ -170,6 +170,11 @@ def test_what_a_gpu_packs(activations, packs, intermediate_size):
         (lambda f: checkpoint.load(f).prepack().train(), RuntimeError, "packed, for inference only"),
         (lambda f: checkpoint.save(checkpoint.load(f).prepack(), f), ValueError, "is packed; save it before prepack"),
         (lambda f: checkpoint.save(checkpoint.load(f, fp8="none"), f), ValueError, "form is 'experts'; allowed for a"),
+        (
+            lambda f: checkpoint.save(checkpoint.load(f, fp8="none").bfloat16(), f, "fp8"),
+            ValueError,
+            "allowed: torch.float8_e",
+        ),
         (lambda f: make(head_dim=4).prepack(), ValueError, r"num_key_value_heads \* head_dim is 8; a multiple of 16"),
         (lambda f: make(intermediate_size=40).prepack(), ValueError, "intermediate_size is 40; a multiple of 16"),
     ],
