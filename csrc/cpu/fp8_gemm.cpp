@@ -1,5 +1,7 @@
 #include "cpu/fp8_gemm.h"
 
+#include <algorithm>
+
 #include "cpu/expert_rows.h"
 
 namespace hunyuan_kernels::cpu {
@@ -16,9 +18,11 @@ class BlockScales final : public GemmBlockScales {
   void columns(int64_t group, int64_t column, int64_t columns, int width, int64_t k_block,
                float* scales) const override {
     const int64_t half_width = paired_ ? width / 2 : width;
-    for (int half = 0; half < (paired_ ? 2 : 1); ++half)
-      for (int64_t c = 0; c < half_width; ++c)  // columns past the last one get a scale that changes nothing
-        scales[half * half_width + c] = c < columns ? b_.at(group, half, column + c, k_block) : 1.0f;
+    for (int half = 0; half < (paired_ ? 2 : 1); ++half, scales += half_width) {
+      b_.columns(group, half, column, columns, k_block, scales);
+      std::fill(scales + columns, scales + half_width,
+                1.0f);  // columns past the last one: a scale that changes nothing
+    }
   }
 
  private:
@@ -38,8 +42,7 @@ class ScaledTile final : public GemmEpilogue {
     const int half_width = paired_ ? tile.width / 2 : tile.width;
     float column_scales[kGemmMaxColumns] = {};
     for (int half = 0; half < (paired_ ? 2 : 1); ++half)
-      for (int64_t c = 0; c < tile.columns; ++c)
-        column_scales[half * half_width + c] = b_.at(tile.group, half, tile.column + c, 0);
+      b_.columns(tile.group, half, tile.column, tile.columns, 0, column_scales + half * half_width);
     for (int64_t row = 0; row < tile.rows; ++row) {
       const float row_scale = a_.at(offsets_[tile.group] + tile.row + row, 0);
       float* sums = tile.sums + row * tile.width;

@@ -5,6 +5,7 @@
 // e4m3 elements expand exactly to the words of the core on the way; no dequantized operand is ever written. Scales that
 // are the same along k multiply the finished sums; scales of blocks multiply the fp32 sum of each 128 of k.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu/grouped_gemm.h"
@@ -27,10 +28,19 @@ struct WeightScale {
   int64_t expert_stride = 0, half_stride = 0, column_stride = 0, column_block = 1, block_stride = 0;
   bool blocks = false;  // varies along k
 
-  float at(int64_t expert, int64_t half, int64_t column, int64_t block) const {
-    if (!data) return 1.0f;
-    return data[expert * expert_stride + half * half_stride + column / column_block * column_stride +
-                block * block_stride];
+  // Of `count` columns from `column` on: a division for each block of columns, not for each column.
+  void columns(int64_t expert, int64_t half, int64_t column, int64_t count, int64_t block, float* scales) const {
+    if (!data) return (void)std::fill_n(scales, count, 1.0f);
+    const float* from = data + expert * expert_stride + half * half_stride + block * block_stride;
+    if (column_block == 1) {
+      for (int64_t c = 0; c < count; ++c) scales[c] = from[(column + c) * column_stride];
+      return;
+    }
+    for (const int64_t end = column + count; column < end;) {
+      const int64_t index = column / column_block, next = std::min(end, (index + 1) * column_block);
+      scales = std::fill_n(scales, next - column, from[index * column_stride]);
+      column = next;
+    }
   }
 };
 

@@ -16,12 +16,12 @@ constexpr int64_t kBlockSteps =
     kGemmMaxScaleBlock;                // steps of a k block: 32 KiB of b with kPanelColumns, next to 12 KiB of a in L1
 constexpr int64_t kPanelColumns = 32;  // widest panel of any instruction set
 constexpr int64_t kBlockRows = kGemmBlockRows;  // 48 KiB of sums with 32 columns
-constexpr int64_t kMaxLanes = 16;
-constexpr int64_t kDotSteps = 512;  // steps of a k block of dot products: 16 KiB for 8 rows of a, in L1
-constexpr int64_t kMaxDotRows = 8;
-constexpr int64_t kMaxChunkRows = 16;   // of one tile
+constexpr int64_t kMaxChunkRows = 16;           // of one tile
 constexpr int64_t kTaskWork = 1 << 19;  // multiply-adds of a range of tasks: about 10 us, worth waking a thread for
-constexpr int64_t kPackingWork = 8;     // packing an element costs about as much as this many multiply-adds
+// With few rows, tiles of this many bytes of weights are a range: what a thread prefetches is what it comes to next.
+constexpr int64_t kRangeBytes = 1 << 20, kRangeWork = 1 << 24;
+constexpr int64_t kRangesPerThread = 4;  // at least, where there are that many tiles
+constexpr int64_t kPackingWork = 8;      // packing an element costs about as much as this many multiply-adds
 
 // A buffer that is kept between calls by the thread that owns it, aligned to cache lines.
 class Buffer {
@@ -54,7 +54,7 @@ class Buffer {
 struct RowBlock {
   int64_t group, row, rows, chunks;
   bool dot;        // done by dot products
-  int64_t packed;  // where it starts in the slab: for each k block, the panels of all chunks, or (dot) all rows
+  int64_t packed;  // where it starts in the slab: for each k block, the panels of all chunks, or (dot) all chunks
 
   int64_t chunk_row(int64_t chunk) const { return chunk * (rows / chunks) + std::min(chunk, rows % chunks); }
   int64_t chunk_rows(int64_t chunk) const { return rows / chunks + (chunk < rows % chunks); }
@@ -64,7 +64,6 @@ struct RowBlock {
 struct alignas(64) Scratch {
   uint32_t panel[kBlockSteps * kPanelColumns + kGemmPanelSlack];
   float sums[kBlockRows * kGemmMaxColumns];
-  float lanes[kMaxDotRows * kPanelColumns * kMaxLanes];
   float row_scales[kBlockRows];
   float column_scales[kGemmMaxColumns];
 };
@@ -78,11 +77,11 @@ class Run {
  private:
   void slab();
   void pack_chunk(const RowBlock& block, int64_t chunk) const;
-  void pack_dot_rows(const RowBlock& block) const;
-  void tile(const RowBlock& block, int64_t panel) const;
+  void pack_dot_chunk(const RowBlock& block, int64_t chunk) const;
+  void tile(const RowBlock& block, int64_t panel, bool more) const;
   void panel_tile(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
   void packed_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
-  void dot_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
+  void dot_sums(const RowBlock& block, int64_t column, int64_t columns, bool more, Scratch& scratch) const;
   void pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, uint32_t* panel) const;
 
   // Line of `a` that a row of a group is.
@@ -95,8 +94,10 @@ class Run {
   int64_t steps(int64_t depth) const { return ceil_div(depth, scheme_.k_step); }
   // What is packed next to columns `column` and k: the next k block, or the next tile, which this task or one of the
   // next ones does. Null at the end.
-  const void* next_lines(const GemmGroup& group, int64_t line, int64_t column, int64_t k, int64_t k_block) const;
+  const void* next_lines(const GemmGroup& group, int64_t column, int64_t k) const;
   GemmPrefetch next_block(const GemmGroup& group, int64_t column, int64_t k) const;
+  // Words of a row for dot products.
+  int64_t dot_words(int64_t depth) const { return steps(round_up(depth, dot_.k_unit)); }
   // Words of the packed block, and where the panel of a chunk and a k block starts.
   int64_t block_words(int64_t rows, int64_t chunks, int64_t depth) const {
     return steps(depth) * rows + k_blocks(depth) * chunks * kGemmPanelSlack;
@@ -117,7 +118,6 @@ class Run {
   const int64_t panels_;        // tiles that cover the columns
   const int64_t k_block_;       // elements
   const GemmDot dot_;           // multiply is nullptr: not for these operands
-  const int64_t dot_k_block_;   // elements
   std::vector<RowBlock> blocks_;
   int64_t slab_words_ = 0;
   uint32_t* slab_ = nullptr;
@@ -144,8 +144,7 @@ Run::Run(const GemmScheme& scheme, const ThreadPool& pool, const GemmProblem& pr
       tile_columns_(paired_ ? width_ / 2 : width_),
       panels_(ceil_div(problem.columns, tile_columns_)),
       k_block_(problem.block_scales ? problem.scale_block : kBlockSteps * scheme.k_step),
-      dot_(problem.b.along_k() && !problem.b.packed ? scheme.dot(problem.a.dtype, problem.b.dtype) : GemmDot{}),
-      dot_k_block_(problem.block_scales ? problem.scale_block : kDotSteps * scheme.k_step) {
+      dot_(problem.b.along_k() && !problem.b.packed ? scheme.dot(problem.a.dtype, problem.b.dtype) : GemmDot{}) {
   check(pack_a_ && (problem.b.packed ? packed_.multiply != nullptr : pack_b_ != nullptr), "gemm", "operands",
         "have an element type without a packer");
 }
@@ -172,11 +171,15 @@ void Run::all_groups() {
     int64_t block_rows = slab_limit / (steps(group.depth) + 1) / scheme_.rows * scheme_.rows;
     block_rows = std::clamp(block_rows, int64_t{scheme_.rows}, kBlockRows);
     int64_t blocks = ceil_div(group.rows, block_rows);
-    const bool dot = dot_.multiply && group.rows <= scheme_.dot_rows;
+    const bool dot = dot_.multiply && group.rows <= scheme_.dot_rows &&
+                     (!problem_.block_scales || problem_.scale_block % dot_.k_unit == 0);
     for (int64_t i = 0, row = 0; i < blocks; ++i) {
       int64_t rows = group.rows / blocks + (i < group.rows % blocks), chunks = 1;
-      if (!dot && !(packed_.multiply && rows <= scheme_.packed_rows)) chunks = ceil_div(rows, scheme_.rows);
-      int64_t words = dot ? steps(round_up(group.depth, dot_.k_unit)) * rows : block_words(rows, chunks, group.depth);
+      if (dot)
+        chunks = ceil_div(rows, dot_.rows);
+      else if (!packed_.multiply || rows > scheme_.packed_rows)
+        chunks = ceil_div(rows, scheme_.rows);
+      int64_t words = dot ? dot_words(group.depth) * rows : block_words(rows, chunks, group.depth);
       if (!blocks_.empty() && slab_words_ + words > slab_limit) flush();
       blocks_.push_back({index, row, rows, chunks, dot, slab_words_});
       slab_words_ += round_up(words, 16);
@@ -189,12 +192,13 @@ void Run::all_groups() {
 
 void Run::slab() {
   std::vector<std::pair<const RowBlock*, int64_t>> chunks;
-  int64_t words = 0, work = 0;
+  int64_t words = 0, work = 0, bytes = 0;
   for (const RowBlock& block : blocks_) {
     int64_t depth = problem_.groups[block.group].depth;
     for (int64_t chunk = 0; depth && chunk < block.chunks; ++chunk) chunks.emplace_back(&block, chunk);
     words += block.rows * depth;
     work += (block.rows + kPackingWork) * depth * width_;
+    bytes += depth * width_ * element_size(problem_.b.dtype);
   }
   // Ranges of tasks with enough work each; with little work in all, one range, which runs on this thread.
   auto grain = [](int64_t count, int64_t total) { return ceil_div(count, std::max<int64_t>(1, total / kTaskWork)); };
@@ -202,12 +206,18 @@ void Run::slab() {
   parallel_ranges(pool_, chunk_count, grain(chunk_count, words * kPackingWork), [&](int64_t begin, int64_t end, int) {
     for (; begin < end; ++begin) {
       const auto& [block, chunk] = chunks[begin];
-      block->dot ? pack_dot_rows(*block) : pack_chunk(*block, chunk);
+      block->dot ? pack_dot_chunk(*block, chunk) : pack_chunk(*block, chunk);
     }
   });
   const int64_t tiles = static_cast<int64_t>(blocks_.size()) * panels_;
-  parallel_ranges(pool_, tiles, grain(tiles, work * panels_), [&](int64_t begin, int64_t end, int) {
-    for (; begin < end; ++begin) tile(blocks_[begin / panels_], begin % panels_);
+  const auto blocks = static_cast<int64_t>(blocks_.size());
+  const int64_t side_by_side =
+      std::min({kRangeBytes * blocks / std::max<int64_t>(bytes, 1), kRangeWork * blocks / std::max<int64_t>(work, 1),
+                tiles / (kRangesPerThread * pool_.size())});
+  const int64_t range = std::max(grain(tiles, work * panels_), side_by_side);
+  parallel_ranges(pool_, tiles, range, [&](int64_t begin, int64_t end, int) {
+    for (; begin < end; ++begin)
+      tile(blocks_[begin / panels_], begin % panels_, begin + 1 < end && (begin + 1) % panels_ != 0);
   });
 }
 
@@ -229,30 +239,27 @@ void Run::pack_chunk(const RowBlock& block, int64_t chunk) const {
   }
 }
 
-void Run::pack_dot_rows(const RowBlock& block) const {
+void Run::pack_dot_chunk(const RowBlock& block, int64_t chunk) const {
   const GemmGroup& group = problem_.groups[block.group];
-  uint32_t* to = slab_ + block.packed;
-  for (int64_t k = 0; k < group.depth; k += dot_k_block_) {
-    const int64_t depth = std::min(dot_k_block_, group.depth - k), words = steps(round_up(depth, dot_.k_unit));
-    for (int64_t i = 0; i < block.rows; ++i)
-      dot_.pack_row(element(problem_.a, group.a, line_of(group, block.row + i), k), problem_.a.k_stride, depth,
-                    to + i * words);
-    to += block.rows * words;
-  }
+  const int64_t row = block.chunk_row(chunk);
+  const auto rows = static_cast<int>(block.chunk_rows(chunk));
+  const void* lines[kMaxChunkRows];
+  for (int i = 0; i < rows; ++i) lines[i] = element(problem_.a, group.a, line_of(group, block.row + row + i), 0);
+  dot_.pack_rows(lines, problem_.a.k_stride, rows, group.depth, slab_ + block.packed + row * dot_words(group.depth));
 }
 
-const void* Run::next_lines(const GemmGroup& group, int64_t line, int64_t column, int64_t k, int64_t k_block) const {
-  k += k_block;
+const void* Run::next_lines(const GemmGroup& group, int64_t column, int64_t k) const {
+  k += k_block_;
   if (k >= group.depth) column += tile_columns_, k = 0;
   if (column + tile_columns_ > problem_.columns) return nullptr;
-  return element(problem_.b, group.b, line + column, k);
+  return element(problem_.b, group.b, column, k);
 }
 
 GemmPrefetch Run::next_block(const GemmGroup& group, int64_t column, int64_t k) const {
   const GemmOperand& b = problem_.b;
   const int64_t size = element_size(b.dtype), half = scheme_.columns / 2;
   const int64_t second = (paired_ ? problem_.second_half : half) * b.line_stride * size;
-  const auto* first = static_cast<const char*>(next_lines(group, 0, column, k, k_block_));
+  const auto* first = static_cast<const char*>(next_lines(group, column, k));
   const int64_t depth = std::min(k_block_, group.depth - (k + k_block_ < group.depth ? k + k_block_ : 0));
   if (!first) return {};
   if (b.along_k()) return {first, b.line_stride * size, half, second, ceil_div(depth * size, 64)};
@@ -340,29 +347,46 @@ void Run::packed_sums(const RowBlock& block, int64_t column, int64_t columns, Sc
   }
 }
 
-void Run::dot_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const {
-  const GemmBlockScales* scales = problem_.block_scales;
+void Run::dot_sums(const RowBlock& block, int64_t column, int64_t columns, bool more, Scratch& scratch) const {
+  thread_local Buffer buffer;
   const GemmGroup& group = problem_.groups[block.group];
-  const uint32_t* packed = slab_ + block.packed;
-  for (int64_t k = 0; k < group.depth; k += dot_k_block_) {
-    const int64_t depth = std::min(dot_k_block_, group.depth - k), words = steps(round_up(depth, dot_.k_unit));
-    if (scales) {
-      scales->rows(block.group, block.row, block.rows, k / dot_k_block_, scratch.row_scales);
-      scales->columns(block.group, column, columns, scheme_.columns, k / dot_k_block_, scratch.column_scales);
+  GemmDotScales scales;
+  if (problem_.block_scales) {
+    const int64_t blocks = ceil_div(group.depth, problem_.scale_block);
+    float *of_rows = buffer.reserve<float>(blocks * (block.rows + width_) + kGemmDotPadding),
+          *of_columns = of_rows + blocks * block.rows;
+    scales = {problem_.scale_block, of_rows, of_columns, block.rows, width_};
+    for (int64_t i = 0; i < blocks; ++i, of_rows += block.rows, of_columns += width_) {
+      problem_.block_scales->rows(block.group, block.row, block.rows, i, of_rows);
+      problem_.block_scales->columns(block.group, column, columns, width_, i, of_columns);
     }
-    for (int half = 0; half < (paired_ ? 2 : 1); ++half) {
-      const int64_t line = half * problem_.second_half, first = half * tile_columns_;
-      dot_.multiply(packed, words, static_cast<int>(block.rows), element(problem_.b, group.b, line + column, k),
-                    problem_.b.other_stride(), static_cast<int>(columns), depth, scratch.lanes + first * scheme_.lanes,
-                    scheme_.columns, k != 0, scales ? scratch.row_scales : nullptr, scratch.column_scales + first,
-                    next_lines(group, line, column, k, dot_k_block_));
-    }
-    packed += block.rows * words;
   }
-  scheme_.sum_lanes(scratch.lanes, block.rows, scheme_.columns, scratch.sums);
+  // Several chunks of rows run over the same columns while these are in L2.
+  const int64_t together = block.chunks == 1 ? tile_columns_ : dot_.columns;
+  const auto line = [&](int64_t index) { return element(problem_.b, group.b, index, 0); };
+  for (int half = 0; half < (paired_ ? 2 : 1); ++half)
+    for (int64_t first = 0; first < columns; first += together) {
+      const int64_t at = half * problem_.second_half + column + first, in_tile = half * tile_columns_ + first;
+      const void* next = nullptr;  // where the weights go on, unless another thread is there
+      if (first + together < columns)
+        next = line(at + together);
+      else if (paired_ && half == 0)
+        next = line(problem_.second_half + column);
+      else if (more)
+        next = line(column + tile_columns_);
+      for (int64_t chunk = 0; chunk < block.chunks; ++chunk) {
+        const int64_t row = block.chunk_row(chunk);
+        GemmDotScales of_chunk = scales;
+        if (scales.block) of_chunk.rows += row, of_chunk.columns += in_tile;
+        dot_.multiply(slab_ + block.packed + row * dot_words(group.depth), static_cast<int>(block.chunk_rows(chunk)),
+                      line(at), problem_.b.line_stride, static_cast<int>(std::min(together, columns - first)),
+                      group.depth, scratch.sums + row * width_ + in_tile, width_, of_chunk,
+                      chunk == 0 ? next : nullptr);
+      }
+    }
 }
 
-void Run::tile(const RowBlock& block, int64_t panel) const {
+void Run::tile(const RowBlock& block, int64_t panel, bool more) const {
   thread_local const auto scratch = std::make_unique<Scratch>();
   const int64_t column = panel * tile_columns_, columns = std::min(tile_columns_, problem_.columns - column);
   if (problem_.groups[block.group].depth == 0)
@@ -370,7 +394,7 @@ void Run::tile(const RowBlock& block, int64_t panel) const {
   else if (packed_.multiply)
     packed_sums(block, column, columns, *scratch);
   else if (block.dot)
-    dot_sums(block, column, columns, *scratch);
+    dot_sums(block, column, columns, more, *scratch);
   else
     return panel_tile(block, column, columns, *scratch);
   epilogue_({block.group, block.row, block.rows, column, columns, width_, scratch->sums});

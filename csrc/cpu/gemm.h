@@ -16,15 +16,17 @@
 // panel of columns) packs its part of b, one k block at a time, into scratch that stays in L2, and runs all rows of the
 // block over it. b is read once for every row block and never copied as a whole.
 //
-// Groups of few rows (at most GemmScheme::dot_rows: 8, or 4 with 16 registers) against weights with k stride 1 are done
-// by dot products instead: every weight goes once from memory to registers.
+// Groups of few rows (at most GemmScheme::dot_rows: 16, 12 or 8) against weights with k stride 1 are done by dot
+// products instead (isa/gemm_dot.inl): every weight goes once from memory to registers, and is read again from L2 for
+// more than 8, 6 or 4 rows.
 //
 // Weights that were packed once (GemmOperand::packed) are multiplied as they lie, in tiles of kGemmMaxColumns columns:
 // up to GemmScheme::packed_rows rows in one pass over them, more rows one k block at a time. Every sum is that of the
 // first way, bit for bit, for any number of rows.
 //
 // In each way the order of a sum depends on K alone: a row's result does not depend on the other rows, on its place or
-// on the number of threads. Only the choice of dot products depends on the number of rows of the group.
+// on the number of threads. Only the choice of dot products, and their order for a single row, depend on the number of
+// rows of the group.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -3,9 +3,9 @@
 Rows are grouped by expert: group ``e`` is rows ``expert_offsets[e]`` to ``expert_offsets[e + 1]``, as ``dispatch`` lays
 them out. All sums are accumulated in fp32, in an order that depends on K alone: a row's result does not depend on the
 other rows' values, on its place or on the number of threads. It does depend (in its last bits) on whether the group has
-few rows (at most 8, or 4 where the CPU has 16 vector registers) or more, which take different ways through the weights
-when those are contiguous along K. On CPUs with bf16 dot products (the instruction sets ``avx512_bf16`` and
-``neon_bf16``) subnormal bf16 inputs count as zero, as those instructions define.
+one row, few rows (at most 16; 12 on Arm; 8 where the CPU has 16 vector registers) or more, which take different ways
+through the weights when those are contiguous along K. On CPUs with bf16 dot products (the instruction sets
+``avx512_bf16`` and ``neon_bf16``) subnormal bf16 inputs count as zero, as those instructions define.
 
 On a GPU (Hopper) operands are bfloat16; float32 gradients are rounded to it. Groups of few rows take kernels of their
 own, chosen from S, the number of experts and the GPU, so that a row's last bits can depend on S. Offsets are not

@@ -31,18 +31,29 @@ struct GemmPrefetch {
   int64_t lines;
 };
 
-// Few rows against lines of b as they lie (k stride 1): every weight is read once, and goes from memory to registers.
-// Sums are kept lane by lane, lanes[row][column][GemmScheme::lanes], until k is done.
+// Scales of blocks of `block` elements of k, 0: none. Those of block i are rows[i * row_stride + row] and
+// columns[i * column_stride + column].
+struct GemmDotScales {
+  int64_t block = 0;
+  const float* rows = nullptr;
+  const float* columns = nullptr;
+  int64_t row_stride = 0, column_stride = 0;
+};
+
+constexpr int kGemmDotPadding = 16;
+
+// Few rows against lines of b as they lie (k stride 1): weights go from memory to registers.
 struct GemmDot {
-  int k_unit;  // packed rows of a are padded with zeros to a multiple of this many elements
-  // One row of a in the order in which words of b come apart.
-  void (*pack_row)(const void* row, int64_t k_stride, int64_t depth, uint32_t* packed);
-  // lanes = (accumulate ? lanes : 0) + scale * products, for 1 to GemmScheme::dot_rows rows of a, `a_stride` words
-  // apart, and `columns` lines of b, b_stride elements apart; scale as in GemmScheme::multiply. `width` columns of
-  // lanes lie between rows. `prefetch`: lines that come next, or null.
-  void (*multiply)(const uint32_t* a, int64_t a_stride, int rows, const void* b, int64_t b_stride, int columns,
-                   int64_t depth, float* lanes, int width, bool accumulate, const float* row_scales,
-                   const float* column_scales, const void* prefetch);
+  int k_unit;   // packed rows of a are padded with zeros to a multiple of this many elements
+  int rows;     // of a call of multiply
+  int columns;  // of b that a call should have
+  // Rows of a in the order in which words of b come apart.
+  void (*pack_rows)(const void* const* rows, int64_t k_stride, int count, int64_t depth, uint32_t* packed);
+  // sums[row][column] over all of k for `columns` lines of b, b_stride elements apart. Rows of sums are `width` apart;
+  // scales of columns are read, and sums written, up to a multiple of kGemmDotPadding columns. Scale blocks are a
+  // multiple of k_unit. `next`: the line that this thread comes to next, for prefetches, or null.
+  void (*multiply)(const uint32_t* a, int rows, const void* b, int64_t b_stride, int columns, int64_t depth,
+                   float* sums, int width, const GemmDotScales& scales, const void* next);
 };
 
 // Weights that were laid out once: panels of kPackedColumns columns, each contiguous over the whole depth. A panel is a
@@ -79,12 +90,9 @@ struct GemmScheme {
   // whatever `rows` is. prefetch may be null.
   void (*multiply)(const uint32_t* a, const uint32_t* b, int64_t steps, int rows, float* sums, int width,
                    bool accumulate, const float* row_scales, const float* column_scales, const GemmPrefetch* prefetch);
-  int lanes;     // of a vector
-  int dot_rows;  // rows of one call of GemmDot::multiply
+  int dot_rows;  // groups of up to this many rows are done by dot products, where there are such
   // For these element types; its multiply is nullptr where there is none.
   GemmDot (*dot)(DType a, DType b);
-  // sums[row][column] = sum over the lanes; both have `width` columns, a multiple of `lanes`.
-  void (*sum_lanes)(const float* lanes, int64_t rows, int width, float* sums);
   int packed_rows;  // rows of one call of GemmPacked::multiply
   // For weights of this type; its multiply is nullptr where there is none.
   GemmPacked (*packed)(DType b);

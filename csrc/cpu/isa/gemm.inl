@@ -58,6 +58,21 @@ HK_INLINE Words part(PairPanels, const bfloat16*, Words words, int) { return wor
 HK_INLINE Words part(FloatPanels, const float8_e4m3fn*, Words words, int j) {
   return expand_e4m3(words << (24 - 8 * j));
 }
+
+// Within 16 bytes, e4m3 of four columns: from [column][k] to [k / 2][column][k % 2], and back.
+typedef uint8_t WordBytes __attribute__((vector_size(4 * kFloats)));
+template <int... kByte>
+HK_INLINE Words e4m3_by_pair(Words words, LaneNumbers<kByte...>) {
+  const WordBytes bytes = (WordBytes)words;
+  return (Words)__builtin_shufflevector(bytes, bytes,
+                                        ((kByte & ~15) + (kByte >> 1 & 3) * 4 + (kByte >> 3 & 1) * 2 + (kByte & 1))...);
+}
+template <int... kByte>
+HK_INLINE Words e4m3_by_column(Words words, LaneNumbers<kByte...>) {
+  const WordBytes bytes = (WordBytes)words;
+  return (Words)__builtin_shufflevector(bytes, bytes,
+                                        ((kByte & ~15) + (kByte >> 1 & 1) * 8 + (kByte >> 2 & 3) * 2 + (kByte & 1))...);
+}
 #if defined(__AVX512BF16__)
 // The upper and lower bytes of the bf16 values of the 128 magnitudes of e4m3.
 struct E4m3Tables {
@@ -80,15 +95,21 @@ struct E4m3Tables {
 };
 constexpr E4m3Tables e4m3_tables;
 
-// Two bf16 from the bytes 2j and 2j + 1 of each word, exact.
-HK_INLINE Words part(PairPanels, const float8_e4m3fn*, Words words, int j) {
-  // one e4m3 in every 16 bits, in the lower byte
-  const Words spread = (words >> (16 * j) & 0xffu) | (words >> (16 * j) & 0xff00u) << 8;
-  const __m512i index = (__m512i)spread;
+// The 16 bytes of each 128 bits as 16 bf16, exact: the first eight (j = 0) or the last eight. The upper and the lower
+// bytes come from two tables, and are interleaved.
+HK_INLINE Words e4m3_pairs(Words words, int j) {
+  const __m512i index = (__m512i)words;
   const auto look_up = [&](const uint8_t* table) {
-    return (Words)_mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
   };
-  return look_up(e4m3_tables.lower) | look_up(e4m3_tables.upper) << 8 | (spread & 0x00800080u) << 8;
+  const __m512i lower = look_up(e4m3_tables.lower);
+  const __m512i upper = _mm512_ternarylogic_epi32(look_up(e4m3_tables.upper), index,
+                                                  _mm512_set1_epi32(static_cast<int>(0x80808080u)), 0xf8);
+  return (Words)(j == 0 ? _mm512_unpacklo_epi8(lower, upper) : _mm512_unpackhi_epi8(lower, upper));
+}
+// The bytes 2j and 2j + 1 of each word.
+HK_INLINE Words part(PairPanels, const float8_e4m3fn*, Words words, int j) {
+  return e4m3_pairs(e4m3_by_pair(words, LaneNumbersFrom<4 * kFloats>::All{}), j);
 }
 #elif defined(HK_BF16_DOT)
 HK_INLINE Words part(PairPanels, const float8_e4m3fn*, Words words, int j) {
@@ -348,9 +369,9 @@ GemmPack float_packer(DType dtype, bool along_k) {
   }
 }
 
-constexpr GemmScheme float_scheme = {
-    FloatPanels::k_step, kGemmRows, kGemmColumns, float_packer, multiply<FloatPanels>, kFloats, kDotRows,
-    float_dot,           sum_lanes, kPackedRows,  float_packed};
+constexpr GemmScheme float_scheme = {FloatPanels::k_step,   kGemmRows, kGemmColumns, float_packer,
+                                     multiply<FloatPanels>, kDotRows,  float_dot,    kPackedRows,
+                                     float_packed};
 
 #if defined(HK_BF16_DOT)
 GemmPack pair_packer(DType dtype, bool along_k) {
@@ -359,9 +380,8 @@ GemmPack pair_packer(DType dtype, bool along_k) {
   if (dtype != DType::bfloat16) return nullptr;
   return along_k ? pack_along_k<PairPanels, bfloat16> : pack_along_lines<PairPanels, bfloat16>;
 }
-constexpr GemmScheme pair_scheme = {
-    PairPanels::k_step, kGemmRows, kGemmColumns, pair_packer, multiply<PairPanels>, kFloats,
-    kDotRows,           pair_dot,  sum_lanes,    kPackedRows, pair_packed};
+constexpr GemmScheme pair_scheme = {PairPanels::k_step, kGemmRows, kGemmColumns, pair_packer, multiply<PairPanels>,
+                                    kDotRows,           pair_dot,  kPackedRows,  pair_packed};
 #else
 constexpr GemmScheme pair_scheme = {};
 #endif

@@ -20,32 +20,14 @@ template <typename Panels, typename Element>
 HK_INLINE Words part_packed(Panels panels, const Element* type, Words words, int j) {
   return part(panels, type, words, j);
 }
-typedef uint8_t WordBytes __attribute__((vector_size(4 * kFloats)));
-// Within 16 bytes, e4m3 lie as [k / 2][column][k % 2] (prepack.inl): back to [column][k].
-template <int... kByte>
-HK_INLINE Words e4m3_words(Words words, LaneNumbers<kByte...>) {
-  const WordBytes bytes = (WordBytes)words;
-  return (Words)__builtin_shufflevector(bytes, bytes,
-                                        ((kByte & ~15) + (kByte >> 1 & 1) * 8 + (kByte >> 2 & 3) * 2 + (kByte & 1))...);
-}
 HK_INLINE Words part_packed(FloatPanels, const float8_e4m3fn* type, Words words, int j) {
-  return part(FloatPanels{}, type, e4m3_words(words, LaneNumbersFrom<4 * kFloats>::All{}), j);
+  return part(FloatPanels{}, type, e4m3_by_column(words, LaneNumbersFrom<4 * kFloats>::All{}), j);
 }
 #if defined(__AVX512BF16__)
-// The upper and lower byte of each bf16 from two tables, interleaved: pairs of columns 4i .. 4i + 3 side by side.
-HK_INLINE Words part_packed(PairPanels, const float8_e4m3fn*, Words words, int j) {
-  const __m512i index = (__m512i)words;
-  const auto look_up = [&](const uint8_t* table) {
-    return _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
-  };
-  const __m512i lower = look_up(e4m3_tables.lower);
-  const __m512i upper = _mm512_ternarylogic_epi32(look_up(e4m3_tables.upper), index,
-                                                  _mm512_set1_epi32(static_cast<int>(0x80808080u)), 0xf8);
-  return (Words)(j == 0 ? _mm512_unpacklo_epi8(lower, upper) : _mm512_unpackhi_epi8(lower, upper));
-}
+HK_INLINE Words part_packed(PairPanels, const float8_e4m3fn*, Words words, int j) { return e4m3_pairs(words, j); }
 #elif defined(HK_BF16_DOT)
 HK_INLINE Words part_packed(PairPanels, const float8_e4m3fn* type, Words words, int j) {
-  return part(PairPanels{}, type, e4m3_words(words, LaneNumbersFrom<4 * kFloats>::All{}), j);
+  return part(PairPanels{}, type, e4m3_by_column(words, LaneNumbersFrom<4 * kFloats>::All{}), j);
 }
 #endif
 

@@ -5,13 +5,6 @@
 //
 // so that one interleaving of bytes makes two registers of pairs of bf16 from the tables' halves.
 
-template <int... kByte>
-HK_INLINE Words e4m3_pairs(Words words, LaneNumbers<kByte...>) {
-  const WordBytes bytes = (WordBytes)words;
-  return (Words)__builtin_shufflevector(bytes, bytes,
-                                        ((kByte & ~15) + (kByte >> 1 & 3) * 4 + (kByte >> 3 & 1) * 2 + (kByte & 1))...);
-}
-
 void prepack_panel(const void* rows, int64_t stride, int64_t row_bytes, DType dtype, void* panel_) {
   char* panel = static_cast<char*>(panel_);
   const int64_t words = row_bytes / 4;
@@ -29,7 +22,7 @@ void prepack_panel(const void* rows, int64_t stride, int64_t row_bytes, DType dt
       transpose(w);
       for (int i = 0; i < here; ++i)
         store_as(panel + (word + i) * kPackedLine + column * 4,
-                 dtype == DType::float8_e4m3fn ? e4m3_pairs(w[i], LaneNumbersFrom<4 * kFloats>::All{}) : w[i]);
+                 dtype == DType::float8_e4m3fn ? e4m3_by_pair(w[i], LaneNumbersFrom<4 * kFloats>::All{}) : w[i]);
     }
   }
 }
