@@ -62,15 +62,37 @@ Tensor checked_matrix(const char* op, const char* argument, const Tensor& tensor
   return with_contiguous_rows(tensor);
 }
 
-Tensor dispatch(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets, Tensor rows) {
+// The caller's buffer for a result [S, H] of x.
+Tensor checked_out(const char* op, const Tensor& out, const Tensor& x, int64_t rows) {
+  check_same_device(op, "out", out, "x", x);
+  check_dtype(op, "out", out, {x.scalar_type()});
+  check_shape(op, "out", out, {rows, x.size(1)}, "[S, H]");
+  check(out.is_contiguous(), op, "out", "has strides ",
+        shape_text(std::vector<int64_t>(out.strides().begin(), out.strides().end())), "; it must be contiguous");
+  const auto* from = static_cast<const char*>(x.const_data_ptr());
+  const auto* to = static_cast<const char*>(out.const_data_ptr());
+  const int64_t bytes = static_cast<int64_t>(x.element_size());
+  const bool apart = x.numel() == 0 || out.numel() == 0 || to + out.numel() * bytes <= from ||
+                     from + ((x.size(0) - 1) * x.stride(0) + x.size(1)) * bytes <= to;
+  check(apart, op, "out", "shares memory with x, which would be written over while it is read");
+  return out;
+}
+
+// The result is new, or `given`.
+Tensor dispatch_into(const Tensor* given, const Tensor& x_given, const Tensor& token_ids_given,
+                     const Tensor& expert_offsets) {
   constexpr const char* op = "dispatch";
   const Tensor x =
       checked_matrix(op, "x", x_given, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Float8_e4m3fn}, "[T, H]");
   const Tensor token_ids = checked_token_ids(op, token_ids_given, "x", x);
   const int64_t bytes = element_size(to_dtype(x.scalar_type()));
+  const auto result = [&] {
+    return given ? checked_out(op, *given, x, token_ids.size(0))
+                 : empty({token_ids.size(0), x.size(1)}, x.scalar_type(), x);
+  };
   if (DeviceCall call(op, x); call) {
     const Tensor offsets = checked_device_offsets(op, expert_offsets, x);
-    Tensor out = empty({token_ids.size(0), x.size(1)}, x.scalar_type(), x);
+    const Tensor out = result();
     kernels::DispatchArguments a{};
     a.x = call.reads<void>("x", x);
     a.token_ids = call.reads<int32_t>("token_ids", token_ids);
@@ -92,10 +114,18 @@ Tensor dispatch(Tensor x_given, Tensor token_ids_given, Tensor expert_offsets, T
   a.row_bytes = x.size(1) * bytes;
   a.token_ids = const_data<int32_t>(token_ids);
   a.rows = token_ids.size(0);
-  Tensor out = empty({a.rows, x.size(1)}, x.scalar_type(), x);
+  const Tensor out = result();
   a.out = out.mutable_data_ptr();
   cpu::dispatch(a, torch_threads());
   return out;
+}
+
+Tensor dispatch(Tensor x, Tensor token_ids, Tensor expert_offsets, Tensor rows) {
+  return dispatch_into(nullptr, x, token_ids, expert_offsets);
+}
+
+void dispatch_(Tensor out, Tensor x, Tensor token_ids, Tensor expert_offsets) {
+  dispatch_into(&out, x, token_ids, expert_offsets);
 }
 
 // The e4m3 rows: under `scale`, or without one with fresh ones, which are put there.
@@ -313,6 +343,7 @@ std::tuple<Tensor, Tensor> combine_backward(Tensor grad_out_given, Tensor y, Ten
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
   m.def("dispatch(Tensor x, Tensor token_ids, Tensor expert_offsets, Tensor rows) -> Tensor");
+  m.def("dispatch_(Tensor(a!) out, Tensor x, Tensor token_ids, Tensor expert_offsets) -> ()");
   m.def("dispatch_fp8(Tensor x, Tensor token_ids, Tensor expert_offsets) -> (Tensor q, Tensor scale)");
   m.def("dispatch_fp8_static(Tensor x, Tensor token_ids, Tensor expert_offsets, Tensor scale) -> Tensor");
   m.def("combine(Tensor y, Tensor rows, Tensor weights, Tensor token_ids, Tensor? shared, Tensor? residual) -> Tensor");
@@ -325,6 +356,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hunyuan_kernels, m) {
 #define HK_DISPATCH_FOR(backend)                                                     \
   STABLE_TORCH_LIBRARY_IMPL(hunyuan_kernels, backend, m) {                           \
     m.impl("dispatch", TORCH_BOX(&hunyuan_kernels::dispatch));                       \
+    m.impl("dispatch_", TORCH_BOX(&hunyuan_kernels::dispatch_));                     \
     m.impl("dispatch_fp8", TORCH_BOX(&hunyuan_kernels::dispatch_fp8));               \
     m.impl("dispatch_fp8_static", TORCH_BOX(&hunyuan_kernels::dispatch_fp8_static)); \
     m.impl("combine", TORCH_BOX(&hunyuan_kernels::combine));                         \

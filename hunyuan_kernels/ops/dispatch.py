@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hunyuan_kernels.ops.routing import Routing
 
 
-def dispatch(x: Tensor, routing: "Routing") -> Tensor:
+def dispatch(x: Tensor, routing: "Routing", *, out: Tensor | None = None) -> Tensor:
     """Gathers token rows in expert-major order: ``out[r] = x[routing.token_ids[r]]``.
 
     The rows of expert ``e`` are ``expert_offsets[e]`` to ``expert_offsets[e + 1]``, in the order of the assignments.
@@ -22,18 +22,25 @@ def dispatch(x: Tensor, routing: "Routing") -> Tensor:
         x: ``[T, H]`` float32, bfloat16 or float8_e4m3fn (rows already quantized with one static scale). Rows may have
             any stride; other layouts are copied.
         routing: of the same T tokens.
+        out: ``[S, H]`` in the dtype of ``x``, contiguous, apart from ``x``: written and returned. A buffer for many
+            calls; the system clears new memory, which takes longer than to gather large results.
 
     Returns:
         ``[S, H]`` in the dtype of ``x``. Rows at and past ``expert_offsets[E]`` are zeros.
 
     Raises:
         RuntimeError: a wrong dtype, device, rank or shape; on the CPU also offsets that start elsewhere than at 0,
-            decrease or pass S, and token numbers outside ``[0, T)``.
+            decrease or pass S, and token numbers outside ``[0, T)``; ``out`` together with gradients.
 
     Differentiable with respect to ``x``: the gradient of a token is the sum over its rows, in fp32, in the order of its
     choices.
     """
-    return ops.dispatch(x, routing.token_ids, routing.expert_offsets, routing.rows)
+    if out is None:
+        return ops.dispatch(x, routing.token_ids, routing.expert_offsets, routing.rows)
+    if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+        raise RuntimeError("dispatch: out is given, but x or out requires a gradient; leave out away, or detach them")
+    ops.dispatch_(out, x, routing.token_ids, routing.expert_offsets)
+    return out
 
 
 def dispatch_fp8(x: Tensor, routing: "Routing", scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -100,6 +107,16 @@ def _check_2d(op: str, name: str, tensor: Tensor) -> None:
 def _(x: Tensor, token_ids: Tensor, expert_offsets: Tensor, rows: Tensor) -> Tensor:
     _check_2d("dispatch", "x", x)
     return x.new_empty((token_ids.shape[0], x.shape[1]))
+
+
+@torch.library.register_fake(qualified("dispatch_"))
+def _(out: Tensor, x: Tensor, token_ids: Tensor, expert_offsets: Tensor) -> None:
+    _check_2d("dispatch", "x", x)
+    required = (token_ids.shape[0], x.shape[1])
+    torch._check(
+        out.shape == required and out.dtype == x.dtype,
+        lambda: f"dispatch: out is {out.dtype} {list(out.shape)}; required: {x.dtype} {list(required)}",
+    )
 
 
 @torch.library.register_fake(qualified("dispatch_fp8"))

@@ -65,6 +65,36 @@ def test_results_written_past_the_caches(hidden, isa):
     assert not got[used:].view(torch.int16).any()
 
 
+@pytest.mark.parametrize("backend", [*CPU, SIMULATED[0]])
+def test_given_output(backend):
+    routing = routing_of(50, 2, padding=5)
+    x = torch.randn(50, 40)
+    want, out = hk.dispatch(x, routing), torch.full((100, 40), float("nan"))
+    with backend():
+        assert hk.dispatch(x, routing, out=out) is out
+    assert torch.equal(out, want)
+    compiled = torch.compile(lambda out: hk.dispatch(x, routing, out=out) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(out.zero_()), want + 1)
+    assert torch.equal(out, want)
+
+
+def test_bad_output():
+    routing, x = routing_of(50, 2), torch.randn(150, 40)
+    for out, message in (
+        (torch.empty(100, 41), r"out has shape \[100, 41\]; required: \[S, H\] = \[100, 40\]"),
+        (torch.empty(100, 40).double(), "out has dtype float64; allowed: float32"),
+        (torch.empty(40, 100).t(), r"out has strides \[1, 100\]; it must be contiguous"),
+        (x[49:149], "out shares memory with x"),
+    ):
+        before = out.clone()
+        with pytest.raises(RuntimeError, match=f"^dispatch: {message}"):
+            hk.dispatch(x[:50], routing, out=out)
+        assert torch.equal(out, before) or before.isnan().any()
+    with pytest.raises(RuntimeError, match="dispatch: out is given, but x or out requires a gradient"):
+        hk.dispatch(x[:50].clone().requires_grad_(), routing, out=torch.empty(100, 40))
+    hk.dispatch(x[:50], routing, out=x[50:150])
+
+
 def test_quantized_rows_and_strides():
     routing = routing_of(40, 1)
     base = torch.randn(80, 96)
@@ -149,6 +179,7 @@ def test_opcheck():
     x = torch.randn(40, 130, requires_grad=True)
     torch.library.opcheck(ops.dispatch.default, (x, routing.token_ids, routing.expert_offsets, routing.rows))
     quantized = (x.detach(), routing.token_ids, routing.expert_offsets)
+    torch.library.opcheck(ops.dispatch_.default, (torch.empty(routing.token_ids.shape[0], 130), *quantized))
     torch.library.opcheck(ops.dispatch_fp8.default, quantized)
     torch.library.opcheck(ops.dispatch_fp8_static.default, (*quantized, torch.tensor(0.1)))
     y = torch.randn(routing.token_ids.shape[0], 130, requires_grad=True)
