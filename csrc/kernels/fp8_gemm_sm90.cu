@@ -137,7 +137,7 @@ struct Kernel {
     float transient[kPart / 2];
     Factors factors;
     for (int32_t depth = 0; depth < t.depth_end; depth += kDepth, ring.advance()) {
-      const uint32_t stage = memory.stage(ring.stage());
+      const uint32_t stage = memory.stage(ring.uniform_stage());
       const uint64_t lines = tile::operand_descriptor<Major::k>(stage + half * kBoxBytes);
       ring.wait_until_full();
 #pragma unroll
@@ -240,7 +240,7 @@ struct Kernel {
   }
 
   __device__ __forceinline__ static void consume(const Fp8GemmArguments& a, const Memory& memory) {
-    const int half = threadIdx.x / 128 - 1;
+    const int half = tile::consumer_half();
     const GroupedGemmArguments& product = a.product;
     Ring ring(memory.barriers.ring);
     Tiles tiles(product);

@@ -107,7 +107,7 @@ struct WeightOnly {
     float factor[kParts] = {};  // theirs
     uint32_t previous = 0;      // the stage before
     for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
-      const uint32_t stage = memory.stage(ring.stage());
+      const uint32_t stage = memory.stage(ring.uniform_stage());
       ring.wait_until_full();
 #pragma unroll
       for (int i = 0; i < 2; ++i) {

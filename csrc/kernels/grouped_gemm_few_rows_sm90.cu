@@ -75,7 +75,7 @@ struct FewRows {
     uint32_t in_flight = 0;  // the stage whose products were issued last
     for (int32_t depth = t.depth; depth < t.depth_end; depth += kDepth, ring.advance()) {
       ring.wait_until_full();
-      const uint32_t stage = memory.stage(ring.stage());
+      const uint32_t stage = memory.stage(ring.uniform_stage());
       const uint64_t tokens = tile::operand_descriptor<Major::k>(stage + kTokensOffset);
       arch::fence_products();
 #pragma unroll

@@ -171,8 +171,9 @@ struct Kernel {
     int32_t depth = t.depth;
     constexpr int kWhole = kWeightGradient ? kDepth : 1;  // elsewhere depths past the end are zeros
     for (; depth + kWhole <= t.depth_end; depth += kDepth, ring.advance()) {
+      const uint32_t stage = memory.stage(ring.uniform_stage());
       ring.wait_until_full();
-      multiply<kDepth / kProductDepth>(sums, memory.stage(ring.stage()), half, depth > t.depth);
+      multiply<kDepth / kProductDepth>(sums, stage, half, depth > t.depth);
       arch::commit_products();
       arch::wait_for_products<1>();
       if (signals && depth > t.depth) ring.release(in_flight);
@@ -224,7 +225,7 @@ struct Kernel {
   }
 
   __device__ __forceinline__ static void consume(const GroupedGemmArguments& a, const Memory& memory) {
-    const int half = threadIdx.x / 128 - 1;
+    const int half = tile::consumer_half();
     Ring ring(memory.barriers.ring);
     Tiles tiles(a);
     tile::Slices slices(arch::shared_address(memory.scratch) + half * tile::kSliceBuffers * kBoxBytes,

@@ -131,7 +131,7 @@ struct FewRowsProduct {
 
   template <typename Arguments, typename Product>
   __device__ __forceinline__ static void consume(const Arguments& a, const Product& product, const Memory& memory) {
-    const int half = threadIdx.x / 128 - 1;
+    const int half = consumer_half();
     Ring ring(memory.barriers.ring);
     typename Kernel::Tiles tiles(product);
     FewRowsSum sum(memory.barriers.more.sum, reinterpret_cast<float*>(memory.scratch), threadIdx.x - 128);

@@ -10,6 +10,7 @@
 #pragma once
 #include "arch/barrier.cuh"
 #include "arch/cluster.cuh"
+#include "arch/warp.cuh"
 
 namespace hunyuan_kernels::tile {
 
@@ -32,6 +33,9 @@ class Ring {
   __device__ explicit Ring(RingBarriers<kStages>& barriers) : barriers_(barriers) {}
 
   __device__ __forceinline__ uint32_t stage() const { return stage_; }
+  // The same, by whole warps, as a value that the compiler knows to be equal in a warp: descriptors that are made of it
+  // stay in uniform registers, where wgmma takes them.
+  __device__ __forceinline__ uint32_t uniform_stage() const { return arch::lane_value(stage_, 0); }
   __device__ __forceinline__ void advance() {
     if (++stage_ == kStages) stage_ = 0, parity_ ^= 1;
   }

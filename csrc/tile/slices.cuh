@@ -51,10 +51,10 @@ class Slices {
   // The first `rows` rows of a slice, `bytes` bytes of each (a multiple of 16), to rows that lie `stride` bytes apart.
   __device__ __forceinline__ void copy_rows(uint32_t buffer, char* to, int64_t stride, int rows, int bytes) const {
     const int chunk = thread_ % 8;
-    if (16 * chunk >= bytes) return;
-    for (int row = thread_ / 8; row < rows; row += 16)
-      *reinterpret_cast<arch::Words4*>(to + row * stride + 16 * chunk) =
-          arch::load_shared(swizzled(buffer, row, chunk));
+    for (int row = thread_ / 8; row < rows; row += 16) {
+      const arch::Words4 words = arch::load_shared(swizzled(buffer, row, chunk));  // whole rows: no banks collide
+      if (16 * chunk < bytes) *reinterpret_cast<arch::Words4*>(to + row * stride + 16 * chunk) = words;
+    }
   }
 
   // kColumns columns from `column` on, slice by slice, up to the `columns` that there are. value(j, i): of columns 8 *

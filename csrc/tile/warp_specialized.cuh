@@ -9,11 +9,15 @@
 #include "arch/launch.cuh"
 #include "arch/registers.cuh"
 #include "arch/tensor_copy.cuh"
+#include "arch/warp.cuh"
 #include "tile/ring.cuh"
 
 namespace hunyuan_kernels::tile {
 
 constexpr int kWarpSpecializedThreads = 384, kConsumerWarps = 8;
+
+// Which of the two warpgroups of consumers this one is; likewise known to be equal in a warp.
+__device__ __forceinline__ int consumer_half() { return static_cast<int>(arch::lane_value(threadIdx.x / 128, 0)) - 1; }
 
 // Beside the ring's barriers; initialize() by one thread.
 struct NoMoreBarriers {
