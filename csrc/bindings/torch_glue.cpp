@@ -175,7 +175,7 @@ Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tenso
   }
   const torch::stable::Device device = like.device();
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
