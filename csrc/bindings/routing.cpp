@@ -147,11 +147,9 @@ RoutingTuple route(Tensor logits_given, int64_t top_k, std::optional<int64_t> ca
   std::vector<float> statistics(recycles ? 2 * sizes.valid_tokens : 0);
   float* maxima = recycles ? statistics.data() : nullptr;
   float* sums = recycles ? maxima + sizes.valid_tokens : nullptr;
-  cpu::choose_experts(rows, top_k, renormalize, data<int32_t>(result.expert_ids), data<float>(result.weights), maxima,
-                      sums, torch_threads());
   clear_padding(sizes, result.expert_ids, result.weights);
-  const cpu::RecycleInputs inputs{rows, maxima, sums, static_cast<uint64_t>(*const_data<int64_t>(seed))};
-  cpu::assign_rows(sizes, result.pointers(), recycles ? &inputs : nullptr, torch_threads());
+  const cpu::RouterInputs router{rows, renormalize, maxima, sums, static_cast<uint64_t>(*const_data<int64_t>(seed))};
+  cpu::assign_rows(sizes, result.pointers(), &router, torch_threads());
   return result.tuple();
 }
 

@@ -1,11 +1,13 @@
 // From router logits to rows of an expert-major batch, with a capacity and random compensation.
 //
-//   choose_experts   softmax and top-k of each token
-//   assign_rows      rank of each assignment within its expert, in choice-major order (all first choices in token
-//                    order, then all second ones); rank < capacity is kept; dropped ones may be sent to free slots
+//   choose   softmax and top-k of each token
+//   count    assignments of each expert
+//   assign   rank of each assignment within its expert, in choice-major order (all first choices in token order, then
+//            all second ones); rank < capacity is kept; dropped ones may be sent to free slots
 //
-// Ranks come from one counting pass and one assigning pass over chunks of tokens with a prefix sum in between: memory
-// is linear in T * k, nothing is sorted, and results do not depend on the number of threads. The i-th dropped
+// Ranks come from one pass that chooses and counts and one that assigns over chunks of tokens, with a prefix sum in
+// between: threads start twice, memory is linear in T * k, nothing is sorted, and results do not depend on the number
+// of threads. The i-th dropped
 // assignment goes to the expert of free slot pi(i) (common/permutation.h); since that does not depend on which tokens
 // were dropped, the sizes of all groups are known before the assigning pass.
 #include "cpu/routing.h"
@@ -23,6 +25,9 @@ namespace {
 constexpr int64_t kTokensPerTask = 512;
 constexpr int64_t kSlotsPerTask = 2048;
 
+int64_t row_floats(int64_t experts) { return round_up(maximum(1, experts), kRoutingLanes); }
+int64_t columns_floats(int64_t experts) { return row_floats(experts) * kRoutingLanes; }
+
 LogitRows some_rows(const LogitRows& logits, int64_t first, int64_t tokens) {
   LogitRows part = logits;
   part.data = static_cast<const char*>(logits.data) + first * logits.stride * element_size(logits.dtype);
@@ -32,19 +37,23 @@ LogitRows some_rows(const LogitRows& logits, int64_t first, int64_t tokens) {
 
 class RowAssignment {
  public:
-  RowAssignment(const RoutingSizes& sizes, const RoutingTensors& tensors, const ThreadPool& pool)
+  RowAssignment(const RoutingSizes& sizes, const RoutingTensors& tensors, const RouterInputs* router,
+                const ThreadPool& pool)
       : s(sizes),
         t(tensors),
+        router_(router),
+        recycles_(router && router->maxima),
         pool_(pool),
         // At least E tokens, so that the counts of a chunk are not more than its assignments.
-        chunk_tokens_(maximum(1024, sizes.experts)),
+        chunk_tokens_(maximum(kTokensPerTask, sizes.experts)),
         chunks_(ceil_div(sizes.valid_tokens, chunk_tokens_)),
         counts_(static_cast<size_t>(chunks_ * s.top_k * s.experts)),
         limit_(s.capacity == kNoCapacity ? s.assignments() : s.capacity) {}
 
   // Assignments of each expert by chunk and choice; then, in their place, the rank of the first one of them.
-  void count() {
+  void choose_and_count() {
     for_each_chunk([&](int64_t chunk, int64_t first, int64_t last) {
+      if (router_) choose(first, last);
       for (int64_t token = first; token < last; ++token)
         for (int64_t j = 0; j < s.top_k; ++j) {
           const int32_t expert = t.expert_ids[token * s.top_k + j];
@@ -63,8 +72,8 @@ class RowAssignment {
       }
   }
 
-  // Group sizes, and with `recycle` a row for each dropped assignment that gets a slot.
-  void lay_out(const RecycleInputs* recycle) {
+  // Group sizes, and with recycling a row for each dropped assignment that gets a slot.
+  void lay_out() {
     std::vector<int64_t> kept(s.experts), free_before(s.experts + 1);
     for (int64_t e = 0; e < s.experts; ++e) {
       kept[e] = minimum(t.demand[e], limit_);
@@ -72,10 +81,10 @@ class RowAssignment {
       free_before[e + 1] = free_before[e] + limit_ - kept[e];
     }
     std::vector<int32_t> added(s.experts);
-    if (recycle && dropped_ > 0) {
+    if (recycles_ && dropped_ > 0) {
       recycled_experts_.resize(minimum(dropped_, free_before.back()));
       recycled_rows_.resize(recycled_experts_.size());
-      find_free_slots(free_before, recycle->seed);
+      find_free_slots(free_before);
       for (size_t i = 0; i < recycled_experts_.size(); ++i) recycled_rows_[i] = added[recycled_experts_[i]]++;
     }
     t.expert_offsets[0] = 0;
@@ -90,7 +99,7 @@ class RowAssignment {
   }
 
   // Rows of the kept assignments; dropped ones get -1 and, k = 1, their turn among the recycled.
-  void assign(const RecycleInputs* recycle) {
+  void assign() {
     std::vector<int64_t> dropped_before(chunks_ + 1);
     if (!recycled_rows_.empty()) count_dropped(dropped_before);
     for_each_chunk([&](int64_t chunk, int64_t first, int64_t last) {
@@ -109,7 +118,7 @@ class RowAssignment {
             dropped_tokens.push_back(static_cast<int32_t>(token));
         }
       }
-      if (!recycled_rows_.empty()) send_to_free_slots(dropped_before[chunk], dropped_tokens, *recycle);
+      if (!recycled_rows_.empty()) send_to_free_slots(dropped_before[chunk], dropped_tokens);
     });
     for (int64_t i = s.valid_tokens * s.top_k; i < s.assignments(); ++i) t.rows[i] = -1;
     std::fill(t.token_ids + t.expert_offsets[s.experts], t.token_ids + s.rows, -1);
@@ -132,10 +141,16 @@ class RowAssignment {
     });
   }
 
+  void choose(int64_t first, int64_t last) {
+    std::vector<float> scratch(columns_floats(s.experts));
+    microkernels_->choose(some_rows(router_->logits, first, last - first), s.top_k, router_->renormalize,
+                          scratch.data(), t.expert_ids + first * s.top_k, t.weights + first * s.top_k,
+                          recycles_ ? router_->maxima + first : nullptr, recycles_ ? router_->sums + first : nullptr);
+  }
+
   // recycled_experts_[i]: the expert that owns free slot pi(i); free slots are numbered expert by expert.
-  void find_free_slots(const std::vector<int64_t>& free_before, uint64_t seed) {
-    const RoutingKernels& kernels = microkernels().routing;
-    const SlotPermutation permutation = make_slot_permutation(static_cast<uint32_t>(free_before.back()), seed);
+  void find_free_slots(const std::vector<int64_t>& free_before) {
+    const SlotPermutation permutation = make_slot_permutation(static_cast<uint32_t>(free_before.back()), router_->seed);
     const int64_t count = static_cast<int64_t>(recycled_experts_.size());
     // The owner of the first slot of each run of 2^shift slots: few steps are left to that of any slot.
     int shift = 0;
@@ -147,7 +162,7 @@ class RowAssignment {
     }
     parallel_ranges(pool_, count, kSlotsPerTask, [&](int64_t begin, int64_t end, int) {
       std::vector<uint32_t> slots(end - begin);
-      kernels.permute(permutation, begin, end - begin, slots.data());
+      microkernels_->permute(permutation, begin, end - begin, slots.data());
       for (int64_t i = begin; i < end; ++i) {
         const int64_t slot = slots[i - begin];
         int32_t owner = first_owner[slot >> shift];
@@ -168,28 +183,30 @@ class RowAssignment {
   }
 
   // The dropped tokens of one chunk, numbered from `number` on: expert, weight (that expert's p) and row.
-  void send_to_free_slots(int64_t number, const std::vector<int32_t>& tokens, const RecycleInputs& recycle) {
+  void send_to_free_slots(int64_t number, const std::vector<int32_t>& tokens) {
+    const LogitRows& logits = router_->logits;
     const int64_t recycled = static_cast<int64_t>(recycled_rows_.size());
     const int64_t count = maximum(0, minimum(static_cast<int64_t>(tokens.size()), recycled - number));
     std::vector<float> p(count);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t at = tokens[i] * recycle.logits.stride + recycled_experts_[number + i];
-      const float logit = recycle.logits.dtype == DType::bfloat16
-                              ? to_float(static_cast<const bfloat16*>(recycle.logits.data)[at])
-                              : static_cast<const float*>(recycle.logits.data)[at];
-      p[i] = logit - recycle.maxima[tokens[i]];
+      const int64_t at = tokens[i] * logits.stride + recycled_experts_[number + i];
+      const float logit = logits.dtype == DType::bfloat16 ? to_float(static_cast<const bfloat16*>(logits.data)[at])
+                                                          : static_cast<const float*>(logits.data)[at];
+      p[i] = logit - router_->maxima[tokens[i]];
     }
     microkernels_->exponentials(p.data(), count);
     for (int64_t i = 0; i < count; ++i) {
       const int32_t token = tokens[i];
       t.expert_ids[token] = recycled_experts_[number + i];
-      t.weights[token] = p[i] / recycle.sums[token];
+      t.weights[token] = p[i] / router_->sums[token];
       put(token, token, recycled_rows_[number + i]);
     }
   }
 
   const RoutingSizes& s;
   const RoutingTensors& t;
+  const RouterInputs* router_;
+  const bool recycles_;
   const ThreadPool& pool_;
   const RoutingKernels* microkernels_ = &microkernels().routing;
   const int64_t chunk_tokens_, chunks_;
@@ -209,28 +226,14 @@ std::vector<float> demand_fractions(const int32_t* demand, int64_t experts, int6
   return fractions;
 }
 
-int64_t row_floats(int64_t experts) { return round_up(maximum(1, experts), kRoutingLanes); }
-int64_t columns_floats(int64_t experts) { return row_floats(experts) * kRoutingLanes; }
-
 }  // namespace
 
-void choose_experts(const LogitRows& logits, int64_t top_k, bool renormalize, int32_t* expert_ids, float* weights,
-                    float* maxima, float* sums, const ThreadPool& pool) {
-  const RoutingKernels& kernels = microkernels().routing;
-  parallel_ranges(pool, logits.tokens, kTokensPerTask, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> scratch(columns_floats(logits.experts));
-    kernels.choose(some_rows(logits, begin, end - begin), top_k, renormalize, scratch.data(),
-                   expert_ids + begin * top_k, weights + begin * top_k, maxima ? maxima + begin : nullptr,
-                   sums ? sums + begin : nullptr);
-  });
-}
-
-void assign_rows(const RoutingSizes& sizes, const RoutingTensors& tensors, const RecycleInputs* recycle,
+void assign_rows(const RoutingSizes& sizes, const RoutingTensors& tensors, const RouterInputs* router,
                  const ThreadPool& pool) {
-  RowAssignment assignment(sizes, tensors, pool);
-  assignment.count();
-  assignment.lay_out(recycle);
-  assignment.assign(recycle);
+  RowAssignment assignment(sizes, tensors, router, pool);
+  assignment.choose_and_count();
+  assignment.lay_out();
+  assignment.assign();
 }
 
 void route_backward(const RouteBackwardArguments& a, const ThreadPool& pool) {

@@ -19,7 +19,7 @@ struct RoutingSizes {
   int64_t assignments() const { return tokens * top_k; }
 };
 
-// The tensors of a Routing; expert_ids and weights are inputs of assign_rows and changed by recycling and padding.
+// The tensors of a Routing.
 struct RoutingTensors {
   int32_t* expert_ids;      // [tokens, top_k]; not in [0, experts): no expert
   float* weights;           // [tokens, top_k]
@@ -31,20 +31,18 @@ struct RoutingTensors {
   int32_t* num_dropped;     // scalar
 };
 
-// What recycling needs beside the assignments: the router's logits and each token's softmax statistics.
-struct RecycleInputs {
+struct RouterInputs {
   LogitRows logits;
-  const float* maxima;  // [tokens]
-  const float* sums;    // [tokens]
+  bool renormalize;
+  // Room for each token's softmax statistics: overflow is recycled. Null: it is dropped.
+  float* maxima;  // [valid_tokens]
+  float* sums;    // [valid_tokens]
   uint64_t seed;
 };
 
-// expert_ids and weights of the first valid_tokens tokens from the logits; maxima and sums may be null.
-void choose_experts(const LogitRows& logits, int64_t top_k, bool renormalize, int32_t* expert_ids, float* weights,
-                    float* maxima, float* sums, const ThreadPool& pool);
-
-// Rows, token ids, offsets and counts from expert ids; overflow is dropped, or recycled when `recycle` is given.
-void assign_rows(const RoutingSizes& sizes, const RoutingTensors& tensors, const RecycleInputs* recycle,
+// Everything from the router's logits, or without them (null) from expert_ids and weights. Those of padding tokens are
+// the caller's.
+void assign_rows(const RoutingSizes& sizes, const RoutingTensors& tensors, const RouterInputs* router,
                  const ThreadPool& pool);
 
 struct RouteBackwardArguments {

@@ -87,6 +87,11 @@ void choose(const LogitRows& logits, int64_t top_k, bool renormalize, float* col
       if (j > 0) id = next_choice(columns, experts, previous, id);
       const Floats p = exp_of(previous - largest) / sum;
       chosen_sum += p;
+      if (top_k == 1 && lanes == kFloats) {
+        store_as(ids + first, id);
+        store(weights + first, p);
+        continue;
+      }
       int32_t id_lanes[kFloats];
       store_as(id_lanes, id);
       float lane_values[kFloats];

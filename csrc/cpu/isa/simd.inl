@@ -45,10 +45,17 @@ HK_INLINE Words as_words(Floats v) { return (Words)v; }
 HK_INLINE Floats splat(float value) { return value - Floats{}; }  // x - 0 is x, also for -0: no instruction
 HK_INLINE Words splat_bits(uint32_t value) { return Words{} + value; }
 // mask lanes are 0 or ~0, as comparisons give them
-HK_INLINE Floats select(Ints mask, Floats yes, Floats no) { return (Floats)((mask & (Ints)yes) | (~mask & (Ints)no)); }
-HK_INLINE Words select(Ints mask, Words yes, Words no) { return (Words)((mask & (Ints)yes) | (~mask & (Ints)no)); }
+HK_INLINE Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
+HK_INLINE Words select(Ints mask, Words yes, Words no) { return mask ? yes : no; }
+// b where the two are equal or one is NaN. The 512-bit instructions by name: g++ 12 makes compares and masks of the
+// rest.
+#if defined(__AVX512F__)
+HK_INLINE Floats max_of(Floats a, Floats b) { return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b); }
+HK_INLINE Floats min_of(Floats a, Floats b) { return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
+#else
 HK_INLINE Floats max_of(Floats a, Floats b) { return select(a > b, a, b); }
 HK_INLINE Floats min_of(Floats a, Floats b) { return select(a < b, a, b); }
+#endif
 
 // Between 16 and 32 bits, between 8 and 32 bits: zero extension and truncation. g++ 12 cuts the 512-bit forms in two,
 // and warns of the undefined vector inside the intrinsics without a mask.
@@ -139,10 +146,15 @@ HK_INLINE Floats exp_of(Floats x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  // 2^n in two factors: n reaches from -150 to 128
+#if defined(__AVX512F__)
+  const Floats result = (Floats)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+#else
+  // 2^n in two factors, of which the first is exact: n reaches from -150 to 128
   Ints exponent = (Ints)as_words(shifted) - 0x4b400000, half = exponent >> 1;
   Floats scale = as_floats((Words)((half + 127) << 23)), rest = as_floats((Words)((exponent - half + 127) << 23));
-  return select(x == x, p * scale * rest, x);
+  const Floats result = p * scale * rest;
+#endif
+  return select(x == x, result, x);
 }
 
 HK_INLINE float max_lane(Floats v) {
