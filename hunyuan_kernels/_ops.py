@@ -53,6 +53,12 @@ def qualified(name: str) -> str:
     return f"{NAMESPACE}::{name}"
 
 
+def mark_written(tensor: torch.Tensor) -> None:
+    """Lets autograd notice that an op wrote into ``tensor``: the dispatcher leaves that to the ops of a library."""
+    if not torch.compiler.is_compiling():  # there the op is made functional
+        torch.autograd.graph.increment_version(tensor)
+
+
 class MissingKernelError(NotImplementedError):
     """An op was called for a GPU, real or simulated, and has no CUDA kernel."""
 

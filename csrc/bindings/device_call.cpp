@@ -50,6 +50,7 @@ driver::CUstream current_stream(const char* op, int32_t device_index) {
 }  // namespace
 
 DeviceCall::DeviceCall(const char* op, const Tensor& x) : op_(op) {
+  check(x.defined(), op, "the first tensor", "is None; a tensor is required");
   driver::CUstream stream = nullptr;
   if (simulated_device) {
     check(x.is_cpu(), op, "x", "is on ", device_text(x),

@@ -81,19 +81,28 @@ DType to_dtype(ScalarType dtype) {
   }
 }
 
+// torch lets None through where a schema asks for a tensor.
+void check_given(const char* op, const char* argument, const Tensor& tensor) {
+  check(tensor.defined(), op, argument, "is None; a tensor is required");
+}
+
 void check_cpu(const char* op, const char* argument, const Tensor& tensor) {
+  check_given(op, argument, tensor);
   check(tensor.is_cpu(), op, argument, "must be on the CPU like the other arguments, but it is on ",
         device_text(tensor));
 }
 
 void check_same_device(const char* op, const char* argument, const Tensor& tensor, const char* other_argument,
                        const Tensor& other) {
+  check_given(op, argument, tensor);
+  check_given(op, other_argument, other);
   check(tensor.device() == other.device(), op, argument, "is on ", device_text(tensor), ", but ", other_argument,
         " is on ", device_text(other), "; they must be on the same device");
 }
 
 void check_dtype(const char* op, const char* argument, const Tensor& tensor,
                  std::initializer_list<ScalarType> allowed) {
+  check_given(op, argument, tensor);
   for (ScalarType dtype : allowed)
     if (tensor.scalar_type() == dtype) return;
   std::string names;

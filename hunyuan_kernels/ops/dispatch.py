@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._autocast import to_widest
-from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels._ops import mark_written, ops, qualified
 from hunyuan_kernels.ops.quantize import activation_scale
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def dispatch(x: Tensor, routing: "Routing", *, out: Tensor | None = None) -> Ten
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise RuntimeError("dispatch: out is given, but x or out requires a gradient; leave out away, or detach them")
     ops.dispatch_(out, x, routing.token_ids, routing.expert_offsets)
+    mark_written(out)
     return out
 
 
@@ -114,8 +115,11 @@ def _(out: Tensor, x: Tensor, token_ids: Tensor, expert_offsets: Tensor) -> None
     _check_2d("dispatch", "x", x)
     required = (token_ids.shape[0], x.shape[1])
     torch._check(
-        out.shape == required and out.dtype == x.dtype,
-        lambda: f"dispatch: out is {out.dtype} {list(out.shape)}; required: {x.dtype} {list(required)}",
+        out.shape == required and out.dtype == x.dtype and out.device == x.device,
+        lambda: (
+            f"dispatch: out is {out.dtype} {list(out.shape)} on {out.device}; required: {x.dtype} {list(required)} on "
+            f"{x.device}, as x is"
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from hunyuan_kernels._autocast import to_autocast
+from hunyuan_kernels._autocast import add_bias, to_autocast
 from hunyuan_kernels._ops import ops, qualified
 from hunyuan_kernels.ops.prepack import weight_shape
 from hunyuan_kernels.ops.quantize import activation_scale
@@ -75,7 +75,7 @@ def fp8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | N
     rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)  # reshape(-1, K) is ambiguous for K = 0
     out = ops.fp8_linear(rows, weight, weight_scale)
     out = out.reshape(*x.shape[:-1], out.shape[1])
-    return out if bias is None else out + bias
+    return add_bias("fp8_linear", out, bias)
 
 
 def grouped_gemm_fp8(

@@ -20,7 +20,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels._ops import mark_written, ops, qualified
 from hunyuan_kernels.ops.prepack import weight_shape
 
 _FLOATING = (torch.bfloat16, torch.float32)
@@ -66,6 +66,7 @@ def grouped_gemm_wgrad_(grad_b: Tensor, grad_out: Tensor, a: Tensor, expert_offs
         RuntimeError: a wrong dtype, device, rank or shape, or (on the CPU) wrong offsets.
     """
     ops.grouped_gemm_wgrad_(grad_b, grad_out, a, expert_offsets)
+    mark_written(grad_b)
 
 
 @overload

@@ -1,6 +1,7 @@
 """The whole mixture-of-experts layer: composed of the package's operators, or in inference on a CPU one of its own."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
@@ -152,6 +153,11 @@ def _check_fp8_experts(experts: Fp8Experts, name: str = "experts") -> None:
             )
 
 
+def _check_pair(name: str, pair: object) -> None:
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
+        raise TypeError(f"moe: {name} is {type(pair).__name__}; required: (gate_up, down), two tensors")
+
+
 def moe(
     x: Tensor,
     gate: Tensor,
@@ -209,14 +215,18 @@ def moe(
         )
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"moe: residual has shape {list(residual.shape)}; required: that of x, {list(x.shape)}")
-    tokens = x.reshape(-1, x.shape[-1])
-    with torch.autocast(x.device.type, enabled=False):  # rounded logits would send tokens elsewhere
+    tokens = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)  # reshape(-1, H) is ambiguous for H = 0
+    # Rounded logits would send tokens elsewhere. Tensors without data know no autocast.
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         logits = F.linear(tokens.to(gate.dtype), gate)
     if isinstance(experts, Fp8Experts):
         _check_fp8_experts(experts)
+    elif not isinstance(experts, Nf4Experts):
+        _check_pair("experts", experts)
     if isinstance(shared, Fp8Experts):
         _check_fp8_experts(shared, "shared")
     elif shared is not None:
+        _check_pair("shared", shared)
         shared = SharedExpert(*shared)
     flat_residual = None if residual is None else residual.reshape(tokens.shape)
     options = (top_k, capacity, overflow, seed, renormalize, num_tokens)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from hunyuan_kernels._autocast import to_autocast
+from hunyuan_kernels._autocast import add_bias, to_autocast
 from hunyuan_kernels._ops import ops, qualified
 
 ROWS, DEPTH, BLOCK = 16, 64, 528  # of a block: rows of the weights, k, bytes
@@ -68,7 +68,7 @@ def nf4_linear(x: Tensor, weights: Nf4Weights, bias: Tensor | None = None) -> Te
     rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
     out = ops.nf4_linear(rows, weights.blocks, weights.scale)
     out = out.reshape(*x.shape[:-1], out.shape[1])
-    return out if bias is None else out + bias
+    return add_bias("nf4_linear", out, bias)
 
 
 def grouped_gemm_nf4(
