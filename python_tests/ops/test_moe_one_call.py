@@ -10,8 +10,8 @@ import hunyuan_kernels as hk
 from hunyuan_kernels._ops import ops
 from hunyuan_kernels.ops.routing import route_options
 from hunyuan_kernels.testing.instruction_set import instruction_set, supported_instruction_sets
-from hunyuan_kernels.testing.memory import MemoryProbe
 from hunyuan_kernels.testing.specs.moe import SPECS, make_layer
+from python_tests.memory import measured_peaks
 
 layer = sys.modules["hunyuan_kernels.ops.moe"]  # the package names the function so, too
 ISAS = supported_instruction_sets()
@@ -204,11 +204,8 @@ def a_call(tokens):
 
 def test_memory():
     """Weights (once, not counted here), activations, and 64 MiB."""
-    with MemoryProbe() as probe:
-        probe.peak(partial(a_call, 64))  # threads start and libraries load
-        for tokens in (512, 2048, 4096):
-            rise = probe.peak(partial(a_call, tokens))
-            if rise is None:
-                pytest.skip("the high-water mark of memory is read from Linux")
-            activations = (2 + 1) * tokens * 256 * 2  # y and the result
-            assert rise <= activations + 64 * 2**20, f"{tokens} tokens: {rise / 2**20:.1f} MiB"
+    sizes = (64, 512, 2048, 4096)  # with the first one threads start and libraries load
+    rises = measured_peaks(*(partial(a_call, tokens) for tokens in sizes))
+    for tokens, rise in zip(sizes[1:], rises[1:], strict=True):
+        activations = (2 + 1) * tokens * 256 * 2  # y and the result
+        assert rise <= activations + 64 * 2**20, f"{tokens} tokens: {rise / 2**20:.1f} MiB"
