@@ -1,9 +1,6 @@
 // Ops of the stem `grouped_gemm`: checks, allocation and the way to the CPU backend or a device.
 #include "cpu/grouped_gemm.h"
 
-#include <algorithm>
-#include <utility>
-
 #include "bindings/expert_arguments.h"
 #include "bindings/grouped_gemm_device.h"
 #include "bindings/torch_glue.h"
@@ -51,21 +48,6 @@ Tensor grouped_gemm_dgrad(const Tensor& grad_out_, const Tensor& b_, const Tenso
                        checked_out_dtype(op, out_dtype.value_or(grad_out.scalar_type())));
 }
 
-// Elements of a tensor that is written to must not share memory.
-void check_no_overlap(const char* op, const char* argument, const Tensor& tensor) {
-  std::vector<std::pair<int64_t, int64_t>> dimensions;  // stride, size
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) == 0) return;
-    if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d), tensor.size(d));
-  }
-  std::sort(dimensions.begin(), dimensions.end());
-  int64_t reach = 1;  // elements spanned by the dimensions so far
-  for (auto [stride, size] : dimensions) {
-    check(stride >= reach, op, argument, "has strides that make elements share memory; call .contiguous()");
-    reach = stride * (size - 1) + reach;
-  }
-}
-
 void weight_gradient(const char* op, const Tensor& grad_out_, const Tensor& a_, const Tensor& expert_offsets,
                      const cpu::ExpertWeights& grad_b, bool accumulate) {
   const Tensor grad_out = activations(op, "grad_out", grad_out_, kElements, grad_b.rows, "[S, N]");
@@ -97,13 +79,15 @@ Tensor grouped_gemm_wgrad(const Tensor& grad_out, const Tensor& a, const Tensor&
 void grouped_gemm_wgrad_(Tensor grad_b, const Tensor& grad_out, const Tensor& a, const Tensor& expert_offsets) {
   const char* op = "grouped_gemm_wgrad_";
   check_dtype(op, "grad_b", grad_b, {ScalarType::Float});
+  const std::initializer_list<NamedTensor> read = {
+      {"grad_out", grad_out}, {"a", a}, {"expert_offsets", expert_offsets}};
   if (DeviceCall call(op, grad_b); call) {
     check_rank(op, "grad_b", grad_b, 3, "[E, N, K]");
-    check_no_overlap(op, "grad_b", grad_b);
+    check_written(op, "grad_b", grad_b, read);
     return device::weight_gradient(op, call, grad_out, a, expert_offsets, grad_b, true);
   }
   const auto weights = expert_weights(op, "grad_b", grad_b, kElements, "[E, N, K]");
-  check_no_overlap(op, "grad_b", grad_b);
+  check_written(op, "grad_b", grad_b, read);
   weight_gradient(op, grad_out, a, expert_offsets, weights, true);
 }
 

@@ -1,6 +1,8 @@
 #include "bindings/torch_glue.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "common/float_environment.h"
@@ -126,6 +128,40 @@ void check_shape(const char* op, const char* argument, const Tensor& tensor, std
     ++d;
   }
   if (!same) check(false, op, argument, "has shape ", shape_text(tensor), "; required: ", shape, " = ", required, "]");
+}
+
+namespace {
+
+// First and last address, the latter exclusive; equal for a tensor without elements.
+std::pair<uintptr_t, uintptr_t> addresses(const Tensor& tensor) {
+  const auto first = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  if (tensor.numel() == 0) return {first, first};
+  int64_t elements = 1;
+  for (int64_t d = 0; d < tensor.dim(); ++d) elements += (tensor.size(d) - 1) * tensor.stride(d);
+  return {first, first + static_cast<uintptr_t>(elements) * tensor.element_size()};
+}
+
+}  // namespace
+
+void check_written(const char* op, const char* argument, const Tensor& tensor,
+                   std::initializer_list<NamedTensor> read) {
+  const auto [begin, end] = addresses(tensor);
+  if (begin == end) return;
+  for (const NamedTensor& other : read) {
+    check_given(op, other.name, other.tensor);
+    const auto [other_begin, other_end] = addresses(other.tensor);
+    check(other_begin == other_end || end <= other_begin || other_end <= begin, op, argument, "shares memory with ",
+          other.name, ", which would be written over while it is read");
+  }
+  std::vector<std::pair<int64_t, int64_t>> dimensions;  // stride, size
+  for (int64_t d = 0; d < tensor.dim(); ++d)
+    if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d), tensor.size(d));
+  std::sort(dimensions.begin(), dimensions.end());
+  int64_t reach = 1;  // elements spanned by the dimensions so far
+  for (auto [stride, size] : dimensions) {
+    check(stride >= reach, op, argument, "has strides that make elements share memory; call .contiguous()");
+    reach = stride * (size - 1) + reach;
+  }
 }
 
 Tensor with_contiguous_rows(const Tensor& tensor) {

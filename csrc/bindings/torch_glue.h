@@ -38,6 +38,14 @@ void check_rank(const char* op, const char* argument, const Tensor& tensor, int6
 void check_shape(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<int64_t> sizes,
                  const char* shape);
 
+// A tensor that an op writes into shares no memory among its own elements, nor with what the op reads meanwhile: the
+// latter by the whole ranges of addresses, gaps between rows included.
+struct NamedTensor {
+  const char* name;
+  const Tensor& tensor;
+};
+void check_written(const char* op, const char* argument, const Tensor& tensor, std::initializer_list<NamedTensor> read);
+
 // The tensor itself when its last dimension is contiguous (stride 1 or at most one element), else a contiguous copy.
 Tensor with_contiguous_rows(const Tensor& tensor);
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hunyuan_kernels._autocast import to_widest
 from hunyuan_kernels._ops import mark_written, ops, qualified
+from hunyuan_kernels._registration import check_in_place, register_gradient
 from hunyuan_kernels.ops.quantize import activation_scale
 
 if TYPE_CHECKING:
@@ -22,23 +23,23 @@ def dispatch(x: Tensor, routing: "Routing", *, out: Tensor | None = None) -> Ten
         x: ``[T, H]`` float32, bfloat16 or float8_e4m3fn (rows already quantized with one static scale). Rows may have
             any stride; other layouts are copied.
         routing: of the same T tokens.
-        out: ``[S, H]`` in the dtype of ``x``, contiguous, apart from ``x``: written and returned. A buffer for many
-            calls; the system clears new memory, which takes longer than to gather large results.
+        out: ``[S, H]`` in the dtype of ``x``, contiguous, apart from the other tensors: written and returned. A buffer
+            for many calls; the system clears new memory, which takes longer than to gather large results.
 
     Returns:
         ``[S, H]`` in the dtype of ``x``. Rows at and past ``expert_offsets[E]`` are zeros.
 
     Raises:
         RuntimeError: a wrong dtype, device, rank or shape; on the CPU also offsets that start elsewhere than at 0,
-            decrease or pass S, and token numbers outside ``[0, T)``; ``out`` together with gradients.
+            decrease or pass S, and token numbers outside ``[0, T)``; ``out`` that shares memory, or together with
+            gradients.
 
     Differentiable with respect to ``x``: the gradient of a token is the sum over its rows, in fp32, in the order of its
     choices.
     """
     if out is None:
         return ops.dispatch(x, routing.token_ids, routing.expert_offsets, routing.rows)
-    if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
-        raise RuntimeError("dispatch: out is given, but x or out requires a gradient; leave out away, or detach them")
+    check_in_place("dispatch", "out", out=out, x=x)
     ops.dispatch_(out, x, routing.token_ids, routing.expert_offsets)
     mark_written(out)
     return out
@@ -223,10 +224,8 @@ def _no_gradient(*_: Any) -> NoReturn:
     )
 
 
-torch.library.register_autograd(qualified("dispatch"), _dispatch_backward, setup_context=_dispatch_setup)
-torch.library.register_autograd(qualified("combine"), _combine_backward, setup_context=_combine_setup)
-torch.library.register_autograd(
-    qualified("combine_backward"), _combine_second_backward, setup_context=_combine_backward_setup
-)
-torch.library.register_autograd(qualified("dispatch_fp8"), _no_gradient)
-torch.library.register_autograd(qualified("dispatch_fp8_static"), _no_gradient)
+register_gradient("dispatch", _dispatch_backward, setup_context=_dispatch_setup)
+register_gradient("combine", _combine_backward, setup_context=_combine_setup)
+register_gradient("combine_backward", _combine_second_backward, setup_context=_combine_backward_setup)
+register_gradient("dispatch_fp8", _no_gradient)
+register_gradient("dispatch_fp8_static", _no_gradient)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hunyuan_kernels._autocast import add_bias, to_autocast
 from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels._registration import register_gradient
 from hunyuan_kernels.ops.prepack import weight_shape
 from hunyuan_kernels.ops.quantize import activation_scale
 
@@ -367,13 +368,11 @@ def _swiglu_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (both[0] + both[1]).to(a.dtype), None, None, None, None, None
 
 
-torch.library.register_autograd(qualified("fp8_linear"), _linear_backward, setup_context=_linear_setup)
-torch.library.register_autograd(qualified("fp8_linear_dgrad"), _linear_dgrad_backward, setup_context=_linear_setup)
-torch.library.register_autograd(qualified("fp8_gemm"), _no_gradient("fp8_gemm"))
-torch.library.register_autograd(qualified("grouped_gemm_fp8"), _grouped_backward, setup_context=_grouped_setup)
-torch.library.register_autograd(
-    qualified("grouped_gemm_fp8_dgrad"), _grouped_dgrad_backward, setup_context=_grouped_dgrad_setup
-)
-torch.library.register_autograd(qualified("grouped_swiglu_fp8"), _swiglu_backward, setup_context=_swiglu_setup)
+register_gradient("fp8_linear", _linear_backward, setup_context=_linear_setup)
+register_gradient("fp8_linear_dgrad", _linear_dgrad_backward, setup_context=_linear_setup)
+register_gradient("fp8_gemm", _no_gradient("fp8_gemm"))
+register_gradient("grouped_gemm_fp8", _grouped_backward, setup_context=_grouped_setup)
+register_gradient("grouped_gemm_fp8_dgrad", _grouped_dgrad_backward, setup_context=_grouped_dgrad_setup)
+register_gradient("grouped_swiglu_fp8", _swiglu_backward, setup_context=_swiglu_setup)
 for _name in ("grouped_swiglu_fp8_quantized", "grouped_swiglu_fp8_static"):
-    torch.library.register_autograd(qualified(_name), _no_gradient("grouped_swiglu_fp8"))
+    register_gradient(_name, _no_gradient("grouped_swiglu_fp8"))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._ops import mark_written, ops, qualified
+from hunyuan_kernels._registration import check_in_place, register_gradient
 from hunyuan_kernels.ops.prepack import weight_shape
 
 _FLOATING = (torch.bfloat16, torch.float32)
@@ -57,14 +58,17 @@ def grouped_gemm_wgrad_(grad_b: Tensor, grad_out: Tensor, a: Tensor, expert_offs
     rows are not touched.
 
     Args:
-        grad_b: float32 ``[E, N, K]``, changed in place; the stride along K or the one along N must be 1.
+        grad_b: float32 ``[E, N, K]``, changed in place, apart from the other tensors; the stride along K or the one
+            along N must be 1.
         grad_out: ``[S, N]``, bfloat16 or float32.
         a: ``[S, K]``, bfloat16 or float32 (on a GPU bfloat16).
         expert_offsets: int32 ``[E + 1]``, as in :func:`grouped_gemm`. Rows past the last one are not read.
 
     Raises:
-        RuntimeError: a wrong dtype, device, rank or shape, or (on the CPU) wrong offsets.
+        RuntimeError: a wrong dtype, device, rank or shape, shared memory, or (on the CPU) wrong offsets; outside
+            ``torch.no_grad()`` also a tensor that requires a gradient: there is none of what is added.
     """
+    check_in_place("grouped_gemm_wgrad_", "grad_b", grad_b=grad_b, grad_out=grad_out, a=a)
     ops.grouped_gemm_wgrad_(grad_b, grad_out, a, expert_offsets)
     mark_written(grad_b)
 
@@ -278,7 +282,7 @@ def _register() -> None:
         "grouped_gemm_wgrad": (_wgrad_backward, _save_operands),
     }
     for name, (backward, setup_context) in gradients.items():
-        torch.library.register_autograd(qualified(name), backward, setup_context=setup_context)
+        register_gradient(name, backward, setup_context=setup_context)
     for name in ("grouped_gemm", "grouped_swiglu", "grouped_swiglu_preactivation"):
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(qualified(name), device, torch.bfloat16)

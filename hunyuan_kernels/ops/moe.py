@@ -11,6 +11,7 @@ from torch import Tensor
 from hunyuan_kernels import _ops
 from hunyuan_kernels._autocast import to_autocast
 from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels._registration import register_gradient
 from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.fp8_gemm import grouped_gemm_fp8, grouped_swiglu_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_swiglu
@@ -290,4 +291,4 @@ def _no_gradient(op: str) -> Callable[..., NoReturn]:
 
 
 for _name in ("expert_mlp", "moe"):
-    torch.library.register_autograd(qualified(_name), _no_gradient(_name))
+    register_gradient(_name, _no_gradient(_name))

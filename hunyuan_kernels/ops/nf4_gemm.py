@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hunyuan_kernels._autocast import add_bias, to_autocast
 from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels._registration import register_gradient
 
 ROWS, DEPTH, BLOCK = 16, 64, 528  # of a block: rows of the weights, k, bytes
 
@@ -171,4 +172,4 @@ def _no_gradient(op: str) -> Any:
 
 
 for _name in ("nf4_linear", "grouped_gemm_nf4", "grouped_swiglu_nf4"):
-    torch.library.register_autograd(qualified(_name), _no_gradient(_name))
+    register_gradient(_name, _no_gradient(_name))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels._registration import register_gradient
 
 RECIPES = ("tensor", "row", "block_1x128", "block_128x128")
 
@@ -107,5 +108,5 @@ def _no_gradient(*_: Any) -> NoReturn:
     )
 
 
-torch.library.register_autograd(qualified("quantize_fp8"), _no_gradient)
-torch.library.register_autograd(qualified("quantize_fp8_static"), _no_gradient)
+register_gradient("quantize_fp8", _no_gradient)
+register_gradient("quantize_fp8_static", _no_gradient)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels._registration import register_gradient
 
 OVERFLOWS = ("recycle", "drop")
 
@@ -383,10 +384,8 @@ def _loss_second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return by_grad_loss, by_logits, None, None
 
 
-torch.library.register_autograd(qualified("route"), _route_backward, setup_context=_route_setup)
-torch.library.register_autograd(qualified("routing_from_ids"), _from_ids_backward, setup_context=_from_ids_setup)
-torch.library.register_autograd(qualified("load_balancing_loss"), _loss_backward, setup_context=_loss_setup)
-torch.library.register_autograd(qualified("route_backward"), _route_second_backward, setup_context=_save_all)
-torch.library.register_autograd(
-    qualified("load_balancing_loss_backward"), _loss_second_backward, setup_context=_save_all
-)
+register_gradient("route", _route_backward, setup_context=_route_setup)
+register_gradient("routing_from_ids", _from_ids_backward, setup_context=_from_ids_setup)
+register_gradient("load_balancing_loss", _loss_backward, setup_context=_loss_setup)
+register_gradient("route_backward", _route_second_backward, setup_context=_save_all)
+register_gradient("load_balancing_loss_backward", _loss_second_backward, setup_context=_save_all)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels._registration import register_gradient
 
 
 def swiglu(x: Tensor, expert_offsets: Tensor | None = None) -> Tensor:
@@ -92,5 +93,5 @@ def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     return by_out.to(grad_out.dtype), by_preactivation.to(preactivation.dtype), None
 
 
-torch.library.register_autograd(qualified("swiglu"), _backward, setup_context=_setup)
-torch.library.register_autograd(qualified("swiglu_backward"), _second_backward, setup_context=_setup)
+register_gradient("swiglu", _backward, setup_context=_setup)
+register_gradient("swiglu_backward", _second_backward, setup_context=_setup)

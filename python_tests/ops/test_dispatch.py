@@ -85,13 +85,26 @@ def test_bad_output():
         (torch.empty(100, 40).double(), "out has dtype float64; allowed: float32"),
         (torch.empty(40, 100).t(), r"out has strides \[1, 100\]; it must be contiguous"),
         (x[49:149], "out shares memory with x"),
+        (torch.empty(1, 40).expand(100, 40), r"out has strides \[0, 1\]; it must be contiguous"),
     ):
         before = out.clone()
         with pytest.raises(RuntimeError, match=f"^dispatch: {message}"):
             hk.dispatch(x[:50], routing, out=out)
         assert torch.equal(out, before) or before.isnan().any()
-    with pytest.raises(RuntimeError, match="dispatch: out is given, but x or out requires a gradient"):
-        hk.dispatch(x[:50].clone().requires_grad_(), routing, out=torch.empty(100, 40))
+    for name in ("token_ids", "expert_offsets"):
+        values, workspace = getattr(routing, name), torch.empty(100, 40)
+        inside = workspace.view(-1)[: values.numel()].view(torch.int32).copy_(values)
+        with pytest.raises(RuntimeError, match=f"^dispatch: out shares memory with {name}"):
+            hk.dispatch(x[:50], routing._replace(**{name: inside}), out=workspace)
+        assert torch.equal(inside, values)
+    for name, leaf, out in (
+        ("x", x[:50].clone().requires_grad_(), torch.empty(100, 40)),
+        ("out", x[:50], torch.empty(100, 40, requires_grad=True)),
+    ):
+        with pytest.raises(RuntimeError, match=f"^dispatch: {name} requires a gradient, but what is written into out"):
+            hk.dispatch(leaf, routing, out=out)
+        with torch.no_grad():
+            hk.dispatch(leaf, routing, out=out)
     hk.dispatch(x[:50], routing, out=x[50:150])
 
 

@@ -359,6 +359,7 @@ def test_gradients_of_a_float32_result():
 
 
 A, B, OFFSETS = torch.randn(5, 8).bfloat16(), torch.randn(2, 6, 8).bfloat16(), offsets_of([3, 2])
+GRADIENT = torch.zeros(2, 6, 8)
 
 
 @pytest.mark.parametrize(
@@ -394,6 +395,10 @@ A, B, OFFSETS = torch.randn(5, 8).bfloat16(), torch.randn(2, 6, 8).bfloat16(), o
         (
             lambda: hk.grouped_gemm_wgrad_(B[:1].float().expand(2, 6, 8), A[:, :6], A, OFFSETS),
             "^grouped_gemm_wgrad_: grad_b has strides that make elements share memory",
+        ),
+        (
+            lambda: hk.grouped_gemm_wgrad_(GRADIENT, GRADIENT[0, :5].view(torch.bfloat16)[:, :6], A, OFFSETS),
+            "^grouped_gemm_wgrad_: grad_b shares memory with grad_out",
         ),
     ],
 )

@@ -55,6 +55,20 @@ BAD_INPUT: list[tuple[Callable[[], object], str]] = [
         lambda: hk.grouped_gemm_wgrad_(GRAD_B[:, :1].expand(2, 6, 8), GRAD_OUT, A, OFFSETS),
         "grad_b has strides that make elements share memory",
     ),
+    (lambda: hk.grouped_gemm_wgrad_(GRAD_B, GRAD_B[0, 1:6, :6], A, OFFSETS), "grad_b shares memory with grad_out"),
+    (lambda: hk.grouped_gemm_wgrad_(GRAD_B, GRAD_OUT, GRAD_B[1, :5], OFFSETS), "grad_b shares memory with a,"),
+    (
+        lambda: hk.grouped_gemm_wgrad_(GRAD_B, GRAD_OUT, A, GRAD_B[0, 0, :3].view(torch.int32)),
+        "grad_b shares memory with expert_offsets",
+    ),
+    (
+        lambda: hk.grouped_gemm_wgrad_(GRAD_B.clone().requires_grad_(), GRAD_OUT, A, OFFSETS),
+        "grad_b requires a gradient, but what is written into grad_b has none",
+    ),
+    (
+        lambda: hk.grouped_gemm_wgrad_(GRAD_B, GRAD_OUT, A.clone().requires_grad_(), OFFSETS),
+        "a requires a gradient, but what is written into grad_b has none",
+    ),
     (lambda: ops.grouped_gemm_wgrad(GRAD_OUT, A, offsets()), "expert_offsets is empty"),
     (lambda: ops.grouped_gemm_dgrad(GRAD_OUT[:, :5], B, OFFSETS), r"grad_out has shape \[5, 5\]; required"),
 ]
