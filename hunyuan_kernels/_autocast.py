@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from hunyuan_kernels._registration import check_one_device
+
 
 def is_autocast_on(device_type: str) -> bool:
     """Whether autocast is on; torch knows of none for tensors without data and raises when it is asked."""
@@ -31,6 +33,7 @@ def add_bias(op: str, out: Tensor, bias: Tensor | None) -> Tensor:
     """``out + bias``; plain addition would broadcast biases of other shapes and widen the result for other dtypes."""
     if bias is None:
         return out
+    check_one_device(op, ("x", "bias"), (out, bias))
     bias = to_autocast(bias)
     if bias.shape != out.shape[-1:] or bias.dtype != out.dtype:
         raise RuntimeError(

@@ -1,7 +1,13 @@
-"""How operators are registered with autograd: derivatives that they do not have are refused, where torch's own
-registration of a library's operators gives zeros (forward mode) or an error that names no operator (torch.func)."""
+"""How operators are registered with torch, with what ``torch.library`` leaves out.
 
-from collections.abc import Callable
+Derivatives that they do not have are refused: it would give zeros (forward mode) or an error that names no operator
+(torch.func). Shapes are worked out of tensors on one device: it would run them for one tensor without data among
+others, and the result would have none.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -9,7 +15,12 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as _in_transform
 from torch.autograd import forward_ad
 
-from hunyuan_kernels._ops import NAMESPACE, qualified
+from hunyuan_kernels._ops import NAMESPACE, ops, qualified
+
+
+def _public(name: str) -> str:
+    """The function that people call for an operator with this name."""
+    return re.sub(r"_(static|quantized|preactivation)$|(?<=^dispatch)_$", "", name)
 
 
 def _refuse_tangents(op: str, tensors: tuple[object, ...]) -> None:
@@ -29,12 +40,14 @@ class _Gradients(torch.library.Library):
     """A library whose autograd kernels look at their tensors first."""
 
     def impl(self, op_name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        op = _public(op_name)
+
         def kernel(keyset: Any, *tensors: Any) -> Any:
             if forward_ad._current_level >= 0:
-                _refuse_tangents(op_name, tensors)
+                _refuse_tangents(op, tensors)
             if _in_transform() and _needs_gradient(*tensors):
                 raise NotImplementedError(
-                    f"{op_name}: the derivatives of torch.func (grad, vjp, jacrev, hessian) are not implemented; use "
+                    f"{op}: the derivatives of torch.func (grad, vjp, jacrev, hessian) are not implemented; use "
                     "torch.autograd.grad and torch.autograd.functional"
                 )
             return fn(keyset, *tensors)
@@ -50,6 +63,36 @@ def register_gradient(
 ) -> None:
     """``torch.library.register_autograd`` for an operator of ours."""
     torch.library.register_autograd(qualified(name), backward, setup_context=setup_context, lib=_gradients)
+
+
+def check_one_device(op: str, names: Iterable[str], values: Iterable[object]) -> None:
+    """Refuses tensors on different devices; what is no tensor has none."""
+    first: tuple[str, Tensor] | None = None
+    for name, value in zip(names, values, strict=False):  # arguments with defaults may be missing at the end
+        if not isinstance(value, Tensor):
+            continue
+        first = first or (name, value)
+        if value.device != first[1].device:
+            raise RuntimeError(
+                f"{op}: {name} is on {value.device}, but {first[0]} is on {first[1].device}; they must be on the same "
+                "device"
+            )
+
+
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``torch.library.register_fake`` for an operator of ours."""
+    names = [argument.name for argument in getattr(ops, name).default._schema.arguments]
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(fake)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            check_one_device(_public(name), names, args)
+            return fake(*args, **kwargs)
+
+        torch.library.register_fake(qualified(name), checked)
+        return fake
+
+    return register
 
 
 def check_in_place(op: str, written: str, **tensors: Tensor) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._autocast import to_widest
-from hunyuan_kernels._ops import mark_written, ops, qualified
-from hunyuan_kernels._registration import check_in_place, register_gradient
+from hunyuan_kernels._ops import mark_written, ops
+from hunyuan_kernels._registration import check_in_place, register_fake, register_gradient
 from hunyuan_kernels.ops.quantize import activation_scale
 
 if TYPE_CHECKING:
@@ -105,13 +105,13 @@ def _check_2d(op: str, name: str, tensor: Tensor) -> None:
     torch._check(tensor.dim() == 2, lambda: f"{op}: {name} has shape {list(tensor.shape)}; 2 dimensions are required")
 
 
-@torch.library.register_fake(qualified("dispatch"))
+@register_fake("dispatch")
 def _(x: Tensor, token_ids: Tensor, expert_offsets: Tensor, rows: Tensor) -> Tensor:
     _check_2d("dispatch", "x", x)
     return x.new_empty((token_ids.shape[0], x.shape[1]))
 
 
-@torch.library.register_fake(qualified("dispatch_"))
+@register_fake("dispatch_")
 def _(out: Tensor, x: Tensor, token_ids: Tensor, expert_offsets: Tensor) -> None:
     _check_2d("dispatch", "x", x)
     required = (token_ids.shape[0], x.shape[1])
@@ -124,7 +124,7 @@ def _(out: Tensor, x: Tensor, token_ids: Tensor, expert_offsets: Tensor) -> None
     )
 
 
-@torch.library.register_fake(qualified("dispatch_fp8"))
+@register_fake("dispatch_fp8")
 def _(x: Tensor, token_ids: Tensor, expert_offsets: Tensor) -> tuple[Tensor, Tensor]:
     _check_2d("dispatch_fp8", "x", x)
     rows = token_ids.shape[0]
@@ -132,13 +132,13 @@ def _(x: Tensor, token_ids: Tensor, expert_offsets: Tensor) -> tuple[Tensor, Ten
     return q, activation_scale(x, rows, (x.shape[1] + 127) // 128)
 
 
-@torch.library.register_fake(qualified("dispatch_fp8_static"))
+@register_fake("dispatch_fp8_static")
 def _(x: Tensor, token_ids: Tensor, expert_offsets: Tensor, scale: Tensor) -> Tensor:
     _check_2d("dispatch_fp8", "x", x)
     return x.new_empty((token_ids.shape[0], x.shape[1]), dtype=torch.float8_e4m3fn)
 
 
-@torch.library.register_fake(qualified("combine"))
+@register_fake("combine")
 def _(
     y: Tensor, rows: Tensor, weights: Tensor, token_ids: Tensor, shared: Tensor | None, residual: Tensor | None
 ) -> Tensor:
@@ -157,7 +157,7 @@ def _(
     return y.new_empty(required)
 
 
-@torch.library.register_fake(qualified("combine_backward"))
+@register_fake("combine_backward")
 def _(grad_out: Tensor, y: Tensor, rows: Tensor, weights: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
     return y.new_empty(y.shape), weights.new_empty(weights.shape)
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._autocast import add_bias, to_autocast
-from hunyuan_kernels._ops import ops, qualified
-from hunyuan_kernels._registration import register_gradient
+from hunyuan_kernels._ops import ops
+from hunyuan_kernels._registration import register_fake, register_gradient
 from hunyuan_kernels.ops.prepack import weight_shape
 from hunyuan_kernels.ops.quantize import activation_scale
 
@@ -183,7 +183,7 @@ def _check_out_dtype(op: str, out_dtype: torch.dtype) -> None:
     )
 
 
-@torch.library.register_fake(qualified("fp8_gemm"))
+@register_fake("fp8_gemm")
 def _(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
     shape = _check_weights("fp8_gemm", "b", b, 2)
     _check_activations("fp8_gemm", "a", a, shape[1])
@@ -191,19 +191,19 @@ def _(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.d
     return a.new_empty((a.shape[0], shape[0]), dtype=out_dtype)
 
 
-@torch.library.register_fake(qualified("fp8_linear"))
+@register_fake("fp8_linear")
 def _(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
     shape = _check_weights("fp8_linear", "weight", weight, 2)
     _check_activations("fp8_linear", "x", x, shape[1])
     return x.new_empty((x.shape[0], shape[0]))
 
 
-@torch.library.register_fake(qualified("fp8_linear_dgrad"))
+@register_fake("fp8_linear_dgrad")
 def _(grad_out: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
     return grad_out.new_empty((grad_out.shape[0], weight.shape[1]))
 
 
-@torch.library.register_fake(qualified("grouped_gemm_fp8"))
+@register_fake("grouped_gemm_fp8")
 def _(
     a: Tensor, b: Tensor, expert_offsets: Tensor, a_scale: Tensor | None, b_scale: Tensor, out_dtype: torch.dtype
 ) -> Tensor:
@@ -213,12 +213,12 @@ def _(
     return a.new_empty((a.shape[0], shape[1]), dtype=out_dtype)
 
 
-@torch.library.register_fake(qualified("grouped_gemm_fp8_dgrad"))
+@register_fake("grouped_gemm_fp8_dgrad")
 def _(grad_out: Tensor, b: Tensor, expert_offsets: Tensor, b_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
     return grad_out.new_empty((grad_out.shape[0], b.shape[2]), dtype=out_dtype)
 
 
-@torch.library.register_fake(qualified("grouped_swiglu_fp8"))
+@register_fake("grouped_swiglu_fp8")
 def _(
     a: Tensor,
     gate_up: Tensor,
@@ -239,7 +239,7 @@ def _quantized_swiglu(a: Tensor, gate_up: Tensor) -> Tensor:
     return a.new_empty((a.shape[0], shape[1] // 2), dtype=_E4M3)
 
 
-@torch.library.register_fake(qualified("grouped_swiglu_fp8_quantized"))
+@register_fake("grouped_swiglu_fp8_quantized")
 def _(
     a: Tensor,
     gate_up: Tensor,
@@ -251,7 +251,7 @@ def _(
     return q, activation_scale(a, a.shape[0], (q.shape[1] + 127) // 128)
 
 
-@torch.library.register_fake(qualified("grouped_swiglu_fp8_static"))
+@register_fake("grouped_swiglu_fp8_static")
 def _(
     a: Tensor, gate_up: Tensor, expert_offsets: Tensor, a_scale: Tensor | None, b_scale: Tensor, out_scale: Tensor
 ) -> Tensor:

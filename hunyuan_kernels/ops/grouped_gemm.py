@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._ops import mark_written, ops, qualified
-from hunyuan_kernels._registration import check_in_place, register_gradient
+from hunyuan_kernels._registration import check_in_place, register_fake, register_gradient
 from hunyuan_kernels.ops.prepack import weight_shape
 
 _FLOATING = (torch.bfloat16, torch.float32)
@@ -273,7 +273,7 @@ def _register() -> None:
         "grouped_swiglu_preactivation": _fake_swiglu_preactivation,
     }
     for name, fake in fakes.items():
-        torch.library.register_fake(qualified(name), fake)
+        register_fake(name)(fake)
     gradients: dict[str, tuple[Any, Any]] = {
         "grouped_gemm": (_grouped_gemm_backward, _save_operands),
         "grouped_swiglu": (_swiglu_backward, _save_operands),

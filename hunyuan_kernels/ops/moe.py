@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hunyuan_kernels import _ops
 from hunyuan_kernels._autocast import to_autocast
-from hunyuan_kernels._ops import ops, qualified
-from hunyuan_kernels._registration import register_gradient
+from hunyuan_kernels._ops import ops
+from hunyuan_kernels._registration import check_one_device, register_fake, register_gradient
 from hunyuan_kernels.ops.dispatch import combine, dispatch, dispatch_fp8
 from hunyuan_kernels.ops.fp8_gemm import grouped_gemm_fp8, grouped_swiglu_fp8
 from hunyuan_kernels.ops.grouped_gemm import grouped_gemm, grouped_swiglu
@@ -214,6 +214,7 @@ def moe(
         raise ValueError(
             f"moe: gate has shape {list(gate.shape)} and x {list(x.shape)}; required: gate [E, H] and x [..., H]"
         )
+    check_one_device("moe", ("x", "gate", "residual"), (x, gate, residual))
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"moe: residual has shape {list(residual.shape)}; required: that of x, {list(x.shape)}")
     tokens = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)  # reshape(-1, H) is ambiguous for H = 0
@@ -271,13 +272,13 @@ def _check_tokens(op: str, x: Tensor) -> None:
     torch._check(x.dim() == 2, lambda: f"{op}: x has shape {list(x.shape)}; required: [T, H]")
 
 
-@torch.library.register_fake(qualified("expert_mlp"))
+@register_fake("expert_mlp")
 def _(x: Tensor, token_ids: Tensor, *_: Any) -> Tensor:
     _check_tokens("expert_mlp", x)
     return x.new_empty((token_ids.shape[0], x.shape[1]))
 
 
-@torch.library.register_fake(qualified("moe"))
+@register_fake("moe")
 def _(x: Tensor, logits: Tensor, top_k: int, capacity: int | None, *_: Any) -> tuple[Tensor, ...]:
     _check_tokens("moe", x)
     return x.new_empty(x.shape), *fake_routing(logits, x.shape[0], top_k, logits.shape[1], capacity)

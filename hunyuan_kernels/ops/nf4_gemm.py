@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hunyuan_kernels._autocast import add_bias, to_autocast
-from hunyuan_kernels._ops import ops, qualified
-from hunyuan_kernels._registration import register_gradient
+from hunyuan_kernels._ops import ops
+from hunyuan_kernels._registration import register_fake, register_gradient
 
 ROWS, DEPTH, BLOCK = 16, 64, 528  # of a block: rows of the weights, k, bytes
 
@@ -133,7 +133,7 @@ def _check_operands(op: str, name: str, a: Tensor, blocks: Tensor, scale: Tensor
     return rows
 
 
-@torch.library.register_fake(qualified("quantize_nf4"))
+@register_fake("quantize_nf4")
 def _(weights: Tensor) -> tuple[Tensor, Tensor]:
     op = "quantize_nf4"
     _check(weights.dtype in (torch.bfloat16, torch.float32), op, f"weights has dtype {weights.dtype}")
@@ -145,18 +145,18 @@ def _(weights: Tensor) -> tuple[Tensor, Tensor]:
     return weights.new_empty((*experts, rows), dtype=torch.float32), blocks
 
 
-@torch.library.register_fake(qualified("nf4_linear"))
+@register_fake("nf4_linear")
 def _(x: Tensor, blocks: Tensor, scale: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], _check_operands("nf4_linear", "x", x, blocks, scale, 3)))
 
 
-@torch.library.register_fake(qualified("grouped_gemm_nf4"))
+@register_fake("grouped_gemm_nf4")
 def _(a: Tensor, blocks: Tensor, scale: Tensor, expert_offsets: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
     rows = _check_operands("grouped_gemm_nf4", "a", a, blocks, scale, 4)
     return a.new_empty((a.shape[0], rows), dtype=a.dtype if out_dtype is None else out_dtype)
 
 
-@torch.library.register_fake(qualified("grouped_swiglu_nf4"))
+@register_fake("grouped_swiglu_nf4")
 def _(a: Tensor, blocks: Tensor, scale: Tensor, expert_offsets: Tensor) -> Tensor:
     return a.new_empty((a.shape[0], _check_operands("grouped_swiglu_nf4", "a", a, blocks, scale, 4) // 2))
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hunyuan_kernels._ops import ops, qualified
+from hunyuan_kernels._ops import ops
+from hunyuan_kernels._registration import register_fake
 
 _WORDS = {torch.float32: 1, torch.bfloat16: 2, torch.float8_e4m3fn: 4}
 COLUMNS = 16
@@ -65,7 +66,7 @@ def weight_shape(op: str, name: str, weights: Tensor, rank: int) -> tuple[Any, .
     return tuple(weights.shape)
 
 
-@torch.library.register_fake(qualified("prepack"))
+@register_fake("prepack")
 def _(weights: Tensor) -> Tensor:
     torch._check(
         weights.dtype in _WORDS,

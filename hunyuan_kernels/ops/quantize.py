@@ -5,8 +5,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from hunyuan_kernels._ops import ops, qualified
-from hunyuan_kernels._registration import register_gradient
+from hunyuan_kernels._ops import ops
+from hunyuan_kernels._registration import register_fake, register_gradient
 
 RECIPES = ("tensor", "row", "block_1x128", "block_128x128")
 
@@ -79,7 +79,7 @@ def activation_scale(like: Tensor, rows: Any, blocks: Any, batch: tuple[Any, ...
     return base.transpose(-1, -2).narrow(-2, 0, rows)
 
 
-@torch.library.register_fake(qualified("quantize_fp8"))
+@register_fake("quantize_fp8")
 def _(x: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     _check_input(x, recipe)
     q = x.new_empty(x.shape, dtype=torch.float8_e4m3fn)
@@ -89,7 +89,7 @@ def _(x: Tensor, recipe: str) -> tuple[Tensor, Tensor]:
     return q, x.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.register_fake(qualified("quantize_fp8_static"))
+@register_fake("quantize_fp8_static")
 def _(x: Tensor, recipe: str, scale: Tensor) -> Tensor:
     _check_input(x, recipe)
     required = _scale_shape(x, recipe)

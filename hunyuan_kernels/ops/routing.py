@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hunyuan_kernels._ops import ops, qualified
-from hunyuan_kernels._registration import register_gradient
+from hunyuan_kernels._ops import ops
+from hunyuan_kernels._registration import register_fake, register_gradient
 
 OVERFLOWS = ("recycle", "drop")
 
@@ -230,7 +230,7 @@ def fake_routing(like: Tensor, tokens: Any, top_k: int, experts: Any, capacity: 
     )
 
 
-@torch.library.register_fake(qualified("route"))
+@register_fake("route")
 def _(
     logits: Tensor,
     top_k: int,
@@ -255,7 +255,7 @@ def _(
     return fake_routing(logits, logits.shape[0], top_k, logits.shape[1], capacity)
 
 
-@torch.library.register_fake(qualified("routing_from_ids"))
+@register_fake("routing_from_ids")
 def _(
     expert_ids: Tensor, weights: Tensor, num_experts: int, capacity: int | None, num_tokens: Tensor | None
 ) -> tuple[Tensor, ...]:
@@ -275,7 +275,7 @@ def _(
     return fake_routing(expert_ids, expert_ids.shape[0], expert_ids.shape[1], num_experts, capacity)
 
 
-@torch.library.register_fake(qualified("route_backward"))
+@register_fake("route_backward")
 def _(
     grad_weights: Tensor,
     logits: Tensor,
@@ -287,13 +287,13 @@ def _(
     return logits.new_empty(logits.shape)
 
 
-@torch.library.register_fake(qualified("load_balancing_loss"))
+@register_fake("load_balancing_loss")
 def _(logits: Tensor, demand: Tensor, num_tokens: Tensor | None) -> Tensor:
     _check_logits("load_balancing_loss", logits)
     return logits.new_empty((), dtype=torch.float32)
 
 
-@torch.library.register_fake(qualified("load_balancing_loss_backward"))
+@register_fake("load_balancing_loss_backward")
 def _(grad_loss: Tensor, logits: Tensor, demand: Tensor, num_tokens: Tensor | None) -> Tensor:
     return logits.new_empty(logits.shape)
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hunyuan_kernels._ops import ops, qualified
-from hunyuan_kernels._registration import register_gradient
+from hunyuan_kernels._ops import ops
+from hunyuan_kernels._registration import register_fake, register_gradient
 
 
 def swiglu(x: Tensor, expert_offsets: Tensor | None = None) -> Tensor:
@@ -48,13 +48,13 @@ def _check_preactivation(op: str, name: str, x: Tensor) -> None:
     )
 
 
-@torch.library.register_fake(qualified("swiglu"))
+@register_fake("swiglu")
 def _(x: Tensor, expert_offsets: Tensor | None) -> Tensor:
     _check_preactivation("swiglu", "x", x)
     return x.new_empty((x.shape[0], x.shape[1] // 2))
 
 
-@torch.library.register_fake(qualified("swiglu_backward"))
+@register_fake("swiglu_backward")
 def _(grad_out: Tensor, preactivation: Tensor, expert_offsets: Tensor | None) -> Tensor:
     op, rows, columns = "swiglu_backward", *preactivation.shape
     _check_preactivation(op, "preactivation", preactivation)

@@ -1,9 +1,14 @@
 """What a caller leaves out, mixes up or goes on using: named, or noticed."""
 
+import re
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import hunyuan_kernels as hk
+from hunyuan_kernels.testing.spec import all_specs
 
 
 def generator(seed):
@@ -35,7 +40,10 @@ EXPERTS = hk.Experts(WEIGHTS, torch.randn(4, 64, 32, generator=generator(3)))
         (lambda: hk.fp8_linear(ROWS, Q, SCALE, ROWS[:2, None]), r"^fp8_linear: bias is .* \[2, 1, 64\]; required"),
         (lambda: hk.nf4_linear(ROWS, NF4, ROWS[0, :1]), r"^nf4_linear: bias is .* \[1\]; required: .* \[64\]"),
         (lambda: hk.nf4_linear(ROWS, NF4, ROWS[0].bfloat16()), "^nf4_linear: bias is torch.bfloat16 .* torch.float32"),
-        (lambda: hk.dispatch(ROWS.to("meta"), ROUTING, out=torch.empty(8, 64)), "dispatch: out is .* on cpu; required"),
+        (
+            lambda: hk.dispatch(ROWS.to("meta"), ROUTING, out=torch.empty(8, 64)),
+            "^dispatch: x is on meta, but out is on cpu",
+        ),
     ],
 )
 def test_named(call, message):
@@ -73,3 +81,45 @@ def test_autograd_notices_what_is_written(rows, write):
         product.sum().backward()
     with torch.inference_mode():
         write(torch.zeros_like(saved))
+
+
+SPECS = {spec.name: spec for spec in all_specs() if spec.stem != "model" and spec.name != "expert_gradients"}
+ONE_TENSOR = {"prepack", "quantize_fp8", "quantize_nf4", "route", "swiglu"}  # as their first cases call them
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_tensor_without_data_among_others(name):
+    """The result would be one without data, too, or (torch's own products) memory that nothing was written to."""
+    leaves, structure = tree_flatten(SPECS[name].cases()[0].make(0))
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    message = r"\w+: \w+ is on (cpu|meta), but \w+ is on (cpu|meta); they must be on the same device"
+    refused = not_read = 0
+    for odd in tensors:
+        for there, elsewhere in (("cpu", "meta"), ("meta", "cpu")):
+            moved = [
+                leaves[i].to(elsewhere if i == odd else there) if i in tensors else x for i, x in enumerate(leaves)
+            ]
+            try:
+                result = SPECS[name].function(**tree_unflatten(moved, structure))
+            except RuntimeError as error:
+                refused += re.match(message, str(error)) is not None
+            else:  # what the op does not read
+                assert len(tensors) == 1 or {out.device.type for out in tree_leaves(result)} == {there}
+                not_read += 1
+    assert refused + not_read == len(tensors) * 2
+    assert refused >= 4 or name in ONE_TENSOR
+
+
+def test_devices_under_torch_compile():
+    """Among fake tensors there is a GPU on every machine."""
+    with FakeTensorMode():
+        a, offsets = torch.empty(8, 64, device="cuda"), torch.empty(5, dtype=torch.int32)
+        with pytest.raises(RuntimeError, match=r"^swiglu: expert_offsets is on cpu, but x is on cuda:0; they must"):
+            hk.swiglu(a, offsets)
+
+
+def test_bias_elsewhere():
+    with pytest.raises(RuntimeError, match=r"^fp8_linear: bias is on meta, but x is on cpu"):
+        hk.fp8_linear(ROWS, Q, SCALE, ROWS[0].to("meta"))
+    with pytest.raises(RuntimeError, match=r"^moe: gate is on meta, but x is on cpu"):
+        hk.moe(ROWS, LOGITS.new_ones(4, 64, device="meta"), EXPERTS)
