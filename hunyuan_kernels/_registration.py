@@ -81,6 +81,7 @@ def check_one_device(op: str, names: Iterable[str], values: Iterable[object]) ->
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``torch.library.register_fake`` for an operator of ours."""
+    qualified_name = qualified(name)
     names = [argument.name for argument in getattr(ops, name).default._schema.arguments]
 
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +90,7 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
             check_one_device(_public(name), names, args)
             return fake(*args, **kwargs)
 
-        torch.library.register_fake(qualified(name), checked)
+        torch.library.register_fake(qualified_name, checked)
         return fake
 
     return register

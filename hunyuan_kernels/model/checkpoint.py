@@ -341,9 +341,10 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, fp8: str | Non
     Args:
         dtype: of the weights, bf16 or fp32; None: that of the stored embedding (fp32 for fp16). Gates keep the dtype in
             which they are stored.
-        fp8: of the form ``"fp8"`` alone: keeps linear layers in e4m3, for inference, in half the memory of bf16.
-            ``"static"``: their inputs are rounded to e4m3, too, under the stored scales (the largest of those that
-            share an input); ``"none"``: inputs stay as they are. None: weights are dequantized.
+        fp8: of the form ``"fp8"`` alone: keeps linear layers in e4m3, in half the memory of bf16. ``"static"``: their
+            inputs are rounded to e4m3, too, under the stored scales (the largest of those that share an input), for
+            inference; ``"none"``: inputs stay as they are, and all that is not in FP8 can be trained. None: weights are
+            dequantized.
         training: for fine-tuning, those of ``TRAINING`` that are to differ from what :class:`Config` has by default (of
             top-1 routing a capacity factor of 1 with recycling, of others no capacity) and config.json states.
 

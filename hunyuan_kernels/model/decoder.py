@@ -91,15 +91,21 @@ class Decoder(nn.Module):
         return [module for module in self.modules() if isinstance(module, MoE)]
 
     def train(self, mode: bool = True) -> "Decoder":
-        """As for any module.
+        """As for any module. Weights that are kept in FP8 are constants, all others learn.
 
         Raises:
-            RuntimeError: weights that are packed or kept in FP8 cannot be trained.
+            RuntimeError: weights that are packed, which gradients cannot pass; inputs that are rounded to FP8.
         """
-        if mode and (self.packed or self.fp8_scales):
-            kind = "packed" if self.packed else "kept in FP8"
+        if mode and self.packed:
             raise RuntimeError(
-                f"Decoder: the weights are {kind}, for inference only; load the checkpoint again to train"
+                "Decoder: the weights are packed, for inference only; load the checkpoint again to train"
+            )
+        if mode and any(
+            module.fp8 and module.fp8.input_scale is not None for module in self.modules() if isinstance(module, Linear)
+        ):
+            raise RuntimeError(
+                "Decoder: the inputs of layers are rounded to e4m3 (fp8='static'), which has no gradient; load the "
+                "checkpoint with fp8='none' to train what is not in FP8, or with fp8=None"
             )
         return super().train(mode)
 

@@ -15,7 +15,9 @@ class MoE(nn.Module):
     """1 shared and E routed SwiGLU experts: :func:`hunyuan_kernels.moe` with its weights.
 
     While training an expert takes ``ceil(capacity_factor * T * top_k / E)`` of the T tokens at most. In inference there
-    is no capacity. ``fp8`` and ``shared_fp8``, when set, replace the routed and the shared experts in inference.
+    is no capacity. ``fp8`` and ``shared_fp8``, when set, replace the routed and the shared experts: in inference, and
+    with ``activations="none"`` also in training, as constants through which gradients pass. The weights that they
+    replace have to be frozen then (``requires_grad_(False)``).
     """
 
     def __init__(self, config: Config, layer: int = 0) -> None:
@@ -87,13 +89,29 @@ class MoE(nn.Module):
                 setattr(self, field, fp8._replace(gate_up=own["gate_up"], down=own["down"]))
         return changed
 
+    def _check_trainable(self) -> None:
+        for field, kind, fp8 in (("fp8", "experts", self.fp8), ("shared_fp8", "shared", self.shared_fp8)):
+            if fp8 is None:
+                continue
+            if fp8.activations != "none":
+                raise RuntimeError(
+                    f"MoE: {field} has activations={fp8.activations!r}: what is rounded to e4m3 has no gradient; call "
+                    f"eval(), set {field} to None, or use activations='none'"
+                )
+            for name in (f"{kind}_gate_up", f"{kind}_down"):
+                if self.get_parameter(name).requires_grad:
+                    raise RuntimeError(
+                        f"MoE: {name} requires a gradient, but {field} computes in its place and has none; freeze it "
+                        f"({name}.requires_grad_(False)), call eval(), or set {field} to None"
+                    )
+
     def forward(self, x: Tensor, residual: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor, hk.Routing]:
         """x and residual ``[..., H]`` to ``residual + moe(x)``, the router's logits ``[T, E]``, and the routing.
 
         ``seed`` is that of recycling; None draws one.
         """
-        if self.training and self.fp8 is not None:
-            raise RuntimeError("MoE: FP8 experts have no gradient; call eval() first, or set fp8 to None to train")
+        if self.training:
+            self._check_trainable()
         drop = self.training and self.config.hidden_dropout > 0
         y, logits, routing = hk.moe(
             x,

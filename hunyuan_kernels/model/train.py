@@ -33,6 +33,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer: routed experts with their own learning rate, gains of norms without decay.
 
+    Parameters that require no gradient, such as weights that are kept in FP8, are left out.
+
     Raises:
         ValueError: a rate, ratio or decay that is negative or not finite.
     """
@@ -41,6 +43,8 @@ def parameter_groups(
     matrices: list[Tensor] = []
     gains: list[Tensor] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.endswith(("experts_gate_up", "experts_down")):
             experts.append(parameter)
         else:

@@ -1,13 +1,16 @@
 """Weights kept in FP8 and weights laid out by prepack: against the dequantized model, in memory, on disk."""
 
+import itertools
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
 from hunyuan_kernels import simulated_gpu
 from hunyuan_kernels.model import Config, Decoder, checkpoint, generate
+from hunyuan_kernels.model.train import train
 from python_tests.backends import needs_device_code
 from python_tests.memory import measured_peaks
 from python_tests.model.test_decoder import tokens
@@ -102,6 +105,30 @@ def test_generate(saved, fp8):
         assert generate(checkpoint.load(saved), prompts, 12).tokens == want.tokens
 
 
+def test_training_around_frozen_weights(saved, tmp_path):
+    """What is not in FP8 gets the gradients that it has in the dequantized model, and learns; FP8 stays as it is."""
+    kept, plain = checkpoint.load(saved, fp8="none").train(), checkpoint.load(saved).train()
+    losses = []
+    for model in (kept, plain):
+        out = model(tokens(), seed=0)
+        losses.append(F.cross_entropy(out.logits.flatten(0, 1), tokens(seed=2).flatten()))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0], losses[1])
+    learning = [name for name, parameter in kept.named_parameters() if parameter.requires_grad]
+    assert {name.split(".")[-1] for name in learning} == {"embed_tokens", "weight", "gate"}
+    for name in learning:
+        assert distance(kept.get_parameter(name).grad, plain.get_parameter(name).grad) < 1e-3, name
+    before = {name: parameter.detach().clone() for name, parameter in kept.named_parameters()}
+    first, *_, last = train(kept, itertools.repeat(tokens(length=17)), 20, learning_rate=1e-2)
+    assert last.loss < first.loss - 0.5
+    for name, parameter in kept.named_parameters():
+        same = torch.equal(parameter.view(torch.uint8), before[name].view(torch.uint8))
+        assert same == (name not in learning), name
+    checkpoint.save(kept, tmp_path / "again", "fp8")
+    got = checkpoint.load(tmp_path / "again", fp8="none")(tokens()).logits
+    torch.testing.assert_close(got, kept.eval()(tokens()).logits)
+
+
 WIDE = {"vocabulary_size": 512, "hidden_size": 1024, "num_layers": 2, "intermediate_size": 1024, "num_experts": 6}
 
 
@@ -163,7 +190,8 @@ def test_what_a_gpu_packs(activations, packs, intermediate_size):
     [
         (lambda f: checkpoint.load(f, fp8="dynamic"), ValueError, "fp8 is 'dynamic'; allowed: 'none', 'static', None"),
         (lambda f: checkpoint.load(f, dtype=torch.float16), ValueError, "dtype is torch.float16; allowed: torch.bfl"),
-        (lambda f: checkpoint.load(f, fp8="none").train(), RuntimeError, "kept in FP8, for inference only"),
+        (lambda f: checkpoint.load(f, fp8="static").train(), RuntimeError, "rounded to e4m3 .*, which has no gradient"),
+        (lambda f: checkpoint.load(f, fp8="none").prepack().train(), RuntimeError, "packed, for inference only"),
         (lambda f: checkpoint.load(f).prepack().train(), RuntimeError, "packed, for inference only"),
         (lambda f: checkpoint.save(checkpoint.load(f).prepack(), f), ValueError, "is packed; save it before prepack"),
         (lambda f: checkpoint.save(checkpoint.load(f, fp8="none"), f), ValueError, "form is 'experts'; allowed for a"),

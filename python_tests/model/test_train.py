@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+import hunyuan_kernels as hk
 from hunyuan_kernels.model import Decoder
 from hunyuan_kernels.model.train import (
     EXPERT_LEARNING_RATE_RATIO,
@@ -14,6 +15,7 @@ from hunyuan_kernels.model.train import (
     parameter_groups,
     train,
 )
+from hunyuan_kernels.reference.moe import moe_from_routing
 from python_tests.model.test_decoder import CONFIG, make
 
 
@@ -168,12 +170,55 @@ def test_reproducible():
     assert first != [step.loss for step in train(make(), cycle(), 5, learning_rate=1e-2, seed=3)]
 
 
-def test_fp8_experts_do_not_train():
+@pytest.mark.parametrize(
+    ("activations", "frozen", "message"),
+    [
+        ("block_1x128", True, r"fp8 has activations='block_1x128': what is rounded to e4m3 has no gradient; call eval"),
+        ("none", False, r"experts_gate_up requires a gradient, but fp8 computes in its place and has none; freeze it"),
+    ],
+)
+def test_fp8_experts_do_not_learn(activations, frozen, message):
     model = Decoder(dataclasses.replace(CONFIG))
     moe = model.moe_layers()[0]
-    moe.fp8 = moe.quantized_experts()
-    with pytest.raises(RuntimeError, match=r"FP8 experts have no gradient; call eval\(\) first"):
+    moe.fp8 = moe.quantized_experts(activations)
+    for weights in moe.experts:
+        weights.requires_grad_(not frozen)
+    with pytest.raises(RuntimeError, match=f"^MoE: {message}"):
         next(train(model, cycle(), 1, learning_rate=1e-3))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_pass_frozen_fp8_experts(shared):
+    """Against the specification in fp64, with the weights that the FP8 ones stand for."""
+    torch.manual_seed(5)
+    moe = make(top_k=2, capacity_factor=None, overflow="drop").moe_layers()[0].train()
+    moe.fp8 = moe.quantized_experts()
+    (gate_up, down), of_shared = dequantized(moe.fp8), (moe.shared_gate_up, moe.shared_down)
+    for weights in moe.experts:
+        weights.requires_grad_(False)
+    if shared:
+        q, scale = zip(*(hk.quantize_fp8(weights.detach()[None], "row") for weights in of_shared), strict=True)
+        moe.shared_fp8 = hk.Fp8Experts(*q, *scale)
+        of_shared = tuple(weights[0] for weights in dequantized(moe.shared_fp8))
+        moe.shared_gate_up.requires_grad_(False)
+        moe.shared_down.requires_grad_(False)
+    x, upstream = torch.randn(12, CONFIG.hidden_size, requires_grad=True), torch.randn(12, CONFIG.hidden_size)
+    y, _, routing = moe(x, torch.zeros_like(x))
+    probabilities = torch.nn.functional.linear(x.double(), moe.gate.double()).softmax(1)
+    weights = probabilities.gather(1, routing.expert_ids.long())
+    weights = weights / weights.sum(1, keepdim=True)
+    want = moe_from_routing(x, routing.expert_ids, weights, routing.rows, (gate_up, down), of_shared)
+    got, exact = (torch.autograd.grad(out, (x, moe.gate), upstream.to(out)) for out in (y, want))
+    for gradient, expected in zip(got, exact, strict=True):
+        assert float((gradient - expected).norm() / expected.norm()) < 1e-5
+
+
+def dequantized(experts):
+    """gate_up and down; scales apart for gate and up, or for rows."""
+    halves = experts.gate_up.double().unflatten(1, (experts.gate_up_scale.shape[1], -1))
+    gate_up = (halves * experts.gate_up_scale[..., None, None]).flatten(1, 2)
+    scale = experts.down_scale if experts.down_scale.dim() == 2 else experts.down_scale[:, None]
+    return gate_up, experts.down.double() * scale[..., None]
 
 
 @pytest.mark.parametrize("activations", ["none", "block_1x128"])
