@@ -36,8 +36,9 @@ def prepack(model: nn.Module) -> int:
     """Lays the weights of all experts out for the CPU, once and for good; returns how many layers it changed.
 
     For inference with few tokens on this implementation. The parameters are replaced (no second copy stays) by packed
-    ones without gradient: such a model cannot be saved, trained, or run on another implementation. Layers that are
-    packed already, FP8 experts, and layers on a GPU, which reads their weights as they are, stay so.
+    ones without gradient: such a model cannot be saved (``state_dict`` and ``save_pretrained`` raise a RuntimeError),
+    trained, or run on another implementation. Layers that are packed already, FP8 experts, and layers on a GPU, which
+    reads their weights as they are, stay so.
 
     Raises:
         ValueError: the model has no experts of this interface, uses another implementation, has hidden or intermediate
@@ -73,7 +74,17 @@ def prepack(model: nn.Module) -> int:
     for experts in plain:
         for name in names:
             setattr(experts, name, nn.Parameter(hk.prepack(getattr(experts, name)), requires_grad=False))
+        experts.register_state_dict_pre_hook(_refuse_state_dict)
     return len(plain)
+
+
+def _refuse_state_dict(experts: nn.Module, prefix: str, _: bool) -> None:
+    """save_pretrained would write weights in an order that no model reads."""
+    name = prefix.removesuffix(".") or type(experts).__name__
+    raise RuntimeError(
+        f"{NAME}: the weights of {name} are packed by prepack and have no state_dict; save the model before prepack, "
+        "or load it again"
+    )
 
 
 def _check(experts: Any) -> None:

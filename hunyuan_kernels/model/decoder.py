@@ -1,9 +1,9 @@
 """The decoder: embedding, layers of attention and experts, output."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import index
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,25 @@ class Decoder(nn.Module):
                 "checkpoint with fp8='none' to train what is not in FP8, or with fp8=None"
             )
         return super().train(mode)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        """Values in FP8 mean nothing without their scales, which are not in there: refused before anything is loaded,
+        strictly or not. The values that the model has already are fine."""
+        lacking = [
+            f"{prefix}{name}_scale"
+            for name, own in self.named_parameters()
+            if (given := state_dict.get(prefix + name)) is not None
+            and torch.float8_e4m3fn in (given.dtype, own.dtype)
+            and not (given.dtype == own.dtype and torch.equal(given.view(torch.uint8), own.view(torch.uint8)))
+        ]
+        if lacking:
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            raise RuntimeError(
+                f"Decoder: state_dict has other values than the model for weights in FP8 and lacks their scales: "
+                f"{', '.join(lacking[:3])}{more}; checkpoints hold both: checkpoint.save(model, folder, 'fp8'), "
+                "checkpoint.load(folder)"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def prepack(self) -> "Decoder":
         """Lays the weights out for their device's GEMMs, once and for good, one after the other; returns the model.

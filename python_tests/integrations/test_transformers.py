@@ -1,5 +1,6 @@
 """transformers models on our experts, against its eager ones."""
 
+import copy
 import importlib
 import os
 import shutil
@@ -177,6 +178,18 @@ def test_prepacked(kind, activation, dtype):
     assert prepack(model) == 0, "packed already"
     with pytest.raises((RuntimeError, ValueError)):
         on(model, "eager")(TOKENS)
+
+
+def test_packed_weights_are_not_saved(tmp_path):
+    model = on(make(intermediate_size=48), NAME)
+    model.save_pretrained(tmp_path / "plain")
+    prepack(model)
+    for save in (model.state_dict, lambda: model.save_pretrained(tmp_path / "packed")):
+        with pytest.raises(RuntimeError, match=r"^hunyuan_kernels: the weights of model\.layers\.0\..* are packed by"):
+            save()
+    assert list((tmp_path / "packed").glob("*.safetensors")) == []
+    with pytest.raises(RuntimeError, match="are packed by prepack and have no state_dict"):
+        copy.deepcopy(model).state_dict()
 
 
 def test_prepack_refuses_what_it_cannot_lay_out():

@@ -129,6 +129,30 @@ def test_training_around_frozen_weights(saved, tmp_path):
     torch.testing.assert_close(got, kept.eval()(tokens()).logits)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_no_state_dict_holds_scales(saved, strict):
+    plain, kept = checkpoint.load(saved), checkpoint.load(saved, fp8="none")
+    other = checkpoint.load(saved, fp8="none")
+    other.layers[3].moe.experts_down.data.view(torch.uint8)[0, 0, 0] ^= 1
+    wrapped = torch.nn.Sequential(make())
+    of_wrapped = {f"0.{name}": value for name, value in kept.state_dict().items()}
+    for model, state, first, count in (
+        (plain, kept.state_dict(), "layers.0.attention.qkv_proj.weight_scale", 24),
+        (kept, plain.state_dict(), "layers.0.attention.qkv_proj.weight_scale", 24),
+        (wrapped, of_wrapped, "0.layers.0.attention.qkv_proj.weight_scale", 24),
+        (kept, other.state_dict(), "layers.3.moe.experts_down_scale", 1),
+    ):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        more = f" and {count - 3} more;" if count > 3 else ";"
+        with pytest.raises(RuntimeError, match=rf"^Decoder: state_dict .* lacks their scales: {first}.*{more}"):
+            model.load_state_dict(state, strict=strict)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value.view(torch.uint8), before[name].view(torch.uint8)), name
+    state = kept.state_dict() | {"norm.weight": torch.full((64,), 3.0)}
+    assert kept.load_state_dict(state, strict=strict).missing_keys == []
+    assert kept.norm.weight[0] == 3
+
+
 WIDE = {"vocabulary_size": 512, "hidden_size": 1024, "num_layers": 2, "intermediate_size": 1024, "num_experts": 6}
 
 
