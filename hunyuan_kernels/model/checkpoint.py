@@ -304,6 +304,31 @@ def _check_size(config: Config, found: dict[str, _Stored]) -> None:
         )
 
 
+#: Elements of a stored head that are compared with the embedding at a time, so that no second copy is in memory.
+_COMPARED = 2**24
+
+
+def _take_tied_head(found: dict[str, _Stored]) -> None:
+    """Some writers store a head that is tied to the embedding a second time: taken out, once it is the same."""
+    head, embedding = found["lm_head.weight"], found.get("model.embed_tokens.weight")
+    if embedding is None or head.shape != embedding.shape or len(head.shape) != 2:
+        raise ValueError(
+            f"checkpoint: lm_head.weight has shape {head.shape}; config.json ties it to model.embed_tokens.weight"
+            + ("" if embedding is None else f", which has shape {embedding.shape}")
+        )
+    rows = max(1, _COMPARED // max(1, head.shape[1]))
+    with _opened(head.path) as of_head, _opened(embedding.path) as of_embedding:
+        parts = of_head.get_slice("lm_head.weight"), of_embedding.get_slice("model.embed_tokens.weight")
+        for first in range(0, head.shape[0], rows):
+            one, other = (part[first : first + rows] for part in parts)
+            if not torch.equal(one.float(), other.float()):
+                raise ValueError(
+                    "checkpoint: lm_head.weight differs from model.embed_tokens.weight, but config.json ties them; set "
+                    "tie_word_embeddings to false there, or remove one of the tensors"
+                )
+    del found["lm_head.weight"]
+
+
 def _check_names(found: dict[str, _Stored], wanted: set[str]) -> None:
     if missing := wanted - set(found):
         raise ValueError(f"checkpoint: missing tensors: {_some(missing)}")
@@ -338,6 +363,8 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, fp8: str | Non
     Everything is checked (names, shapes, dtypes, that files are whole) before the model is made. Then tensors are
     copied one by one out of one mapped file after another: beside the model, no more than one file is in memory.
 
+    A head that is tied to the embedding may be stored a second time, with the same values.
+
     Args:
         dtype: of the weights, bf16 or fp32; None: that of the stored embedding (fp32 for fp16). Gates keep the dtype in
             which they are stored.
@@ -369,6 +396,8 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, fp8: str | Non
     elif fp8 is not None:
         raise ValueError(f"checkpoint: fp8 is {fp8!r}; {folder} holds the form {form!r}, whose weights are not FP8")
     wanted = pieces(config, form)
+    if config.tie_embeddings and "lm_head.weight" in found:
+        _take_tied_head(found)
     linear = {name for name, piece in wanted.items() if piece.linear and form == "fp8"}
     _check_names(found, set(wanted) | {scale for name in linear for scale in _scale_names(name)})
     with torch.device("meta"):

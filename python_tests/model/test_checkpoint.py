@@ -252,6 +252,17 @@ def put_into_second_file(folder):
     safetensors.save_file(safetensors.load_file(second) | {NORM: torch.ones(32)}, second)
 
 
+def put_head(folder, function, drop=False):
+    """Into another file than that of the embedding, and into the index."""
+    embedding, last = read_all(folder)["model.embed_tokens.weight"], sorted(folder.glob("*.safetensors"))[-1]
+    tensors = safetensors.load_file(last) | {"lm_head.weight": function(embedding)}
+    safetensors.save_file(tensors, last)
+    change_index(folder, lambda where: where.update({"lm_head.weight": last.name}))
+    if drop:
+        change(folder, lambda tensors: tensors.pop("model.embed_tokens.weight"))
+        change_index(folder, lambda where: where.pop("model.embed_tokens.weight"))
+
+
 def remove_everywhere(folder):
     change(folder, lambda t: t.pop(NORM))
     change_index(folder, lambda m: m.pop(NORM))
@@ -279,6 +290,16 @@ NORM = "model.norm.weight"
         (lambda f: torch.save({"a": torch.ones(3)}, first_file(f)), "is not a whole safetensors file"),
         (remove_everywhere, f"missing tensors: {NORM}"),
         (lambda f: change(f, lambda t: t.update(more=torch.ones(1))), "this model has no place for: more"),
+        (
+            lambda f: put_head(f, lambda e: e + 2**-9),
+            "lm_head.weight differs from model.embed_tokens.weight, but config",
+        ),
+        (
+            lambda f: put_head(f, lambda e: e[1:].clone()),
+            r"lm_head.weight has shape \[39, 32\]; config.json ties it to",
+        ),
+        (lambda f: put_head(f, torch.flatten), r"lm_head.weight has shape \[1280\]; config.json ties it to model.emb"),
+        (lambda f: put_head(f, lambda e: e, drop=True), r"lm_head.weight has shape \[40, 32\]; config.json ties it to"),
         (
             lambda f: change(f, lambda t: t.update({NORM: torch.ones(7)})),
             r"norm.weight has shape \[7\]; required: \[32",
@@ -404,6 +425,23 @@ def test_files_may_be_links(saved, tmp_path_factory):
     name.rename(blob)
     name.symlink_to(blob)
     assert checkpoint.load(saved).config == CONFIG
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tied_head_may_be_stored_twice(tmp_path, monkeypatch, dtype):
+    model = make().bfloat16().to(dtype)
+    checkpoint.save(model, tmp_path, shard_bytes=SMALL_SHARD)
+    put_head(tmp_path, lambda embedding: embedding.float())  # of another dtype, with the same values
+    got = checkpoint.load(tmp_path)
+    assert got.lm_head is None
+    assert torch.equal(got.embed_tokens, model.embed_tokens)
+    checkpoint.save(got, tmp_path / "again")
+    assert "lm_head.weight" not in read_all(tmp_path / "again")
+    monkeypatch.setattr(checkpoint, "_COMPARED", 100)
+    checkpoint.load(tmp_path)
+    put_head(tmp_path, lambda embedding: torch.cat([embedding[:-1], 2 * embedding[-1:]]))
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs"):
+        checkpoint.load(tmp_path)
 
 
 def test_fine_tuning_may_differ(saved):
