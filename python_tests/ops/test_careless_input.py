@@ -123,3 +123,18 @@ def test_bias_elsewhere():
         hk.fp8_linear(ROWS, Q, SCALE, ROWS[0].to("meta"))
     with pytest.raises(RuntimeError, match=r"^moe: gate is on meta, but x is on cpu"):
         hk.moe(ROWS, LOGITS.new_ones(4, 64, device="meta"), EXPERTS)
+
+
+class Products(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return hk.grouped_gemm(ROWS, WEIGHTS, ROUTING.expert_offsets)
+
+
+def test_in_the_workers_of_a_data_loader():
+    """Forked after ops ran on several threads here: torch gives each worker one thread, and the ops go by that."""
+    want = Products()[0]
+    loader = torch.utils.data.DataLoader(Products(), num_workers=2, timeout=60, multiprocessing_context="fork")
+    assert all(torch.equal(got[0], want) for got in loader)
