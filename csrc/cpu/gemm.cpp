@@ -80,7 +80,7 @@ class Run {
   void pack_dot_chunk(const RowBlock& block, int64_t chunk) const;
   void tile(const RowBlock& block, int64_t panel, bool more) const;
   void panel_tile(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
-  void packed_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const;
+  void packed_sums(const RowBlock& block, int64_t column, int64_t columns, bool more, Scratch& scratch) const;
   void dot_sums(const RowBlock& block, int64_t column, int64_t columns, bool more, Scratch& scratch) const;
   void pack_columns(const GemmGroup& group, int64_t column, int64_t columns, int64_t k, uint32_t* panel) const;
 
@@ -300,34 +300,43 @@ void Run::panel_tile(const RowBlock& block, int64_t column, int64_t columns, Scr
   }
 }
 
-void Run::packed_sums(const RowBlock& block, int64_t column, int64_t columns, Scratch& scratch) const {
+void Run::packed_sums(const RowBlock& block, int64_t column, int64_t columns, bool more, Scratch& scratch) const {
   const GemmBlockScales* scales = problem_.block_scales;
   const GemmGroup& group = problem_.groups[block.group];
-  const int64_t panel_stride = group.depth / packed_.depth * packed_.bytes;
+  const int64_t panel_bytes = group.depth / packed_.depth * packed_.bytes;
   // Some columns at a time run through all of k: with few rows all of the tile's.
   const bool one_pass = block.chunks == 1, expand = block.rows > packed_.rows_to_expand;
-  const int64_t together =
-      one_pass ? tile_columns_ : std::min<int64_t>(tile_columns_, std::max(kPackedColumns, scheme_.columns));
+  int64_t together = columns == tile_columns_ ? width_ : tile_columns_;
+  if (!one_pass) together = std::min<int64_t>(tile_columns_, std::max(kPackedColumns, scheme_.columns));
   for (int64_t first = 0; first < width_; first += together) {
-    const int64_t half = first / tile_columns_, inside = first % tile_columns_;
-    const auto panels = static_cast<int>(ceil_div(std::min(together, columns - inside), kPackedColumns));
-    if (panels <= 0) continue;
-    const int64_t panel = (half * problem_.second_half + column + inside) / kPackedColumns;
-    const char* weights = static_cast<const char*>(group.b) + panel * panel_stride;
+    PackedPanels b, start;
+    // Panels that have columns. Those of a half that is cut short come alone.
+    for (int64_t at = first; at < first + together; at += kPackedColumns) {
+      const int64_t half = at / tile_columns_, inside = at % tile_columns_;
+      if (inside >= columns) break;
+      const int64_t panel = (half * problem_.second_half + column + inside) / kPackedColumns;
+      start.first[start.count++] = static_cast<const char*>(group.b) + panel * panel_bytes;
+    }
+    if (!start.count) continue;
+    b.count = start.count;
+    const int64_t to_next = one_pass ? more * tile_columns_ / kPackedColumns * panel_bytes : b.count * panel_bytes;
     for (int64_t k = 0; k < group.depth; k += k_block_) {
-      const int64_t depth = std::min(k_block_, group.depth - k), packed_blocks = depth / packed_.depth;
-      const char* b = weights + k / packed_.depth * packed_.bytes;
+      const int64_t depth = std::min(k_block_, group.depth - k), blocks = depth / packed_.depth;
+      const int64_t bytes = blocks * packed_.bytes;
+      const bool last = k + depth == group.depth;
       if (scales) {
         scales->rows(block.group, block.row, block.rows, k / k_block_, scratch.row_scales);
         scales->columns(block.group, column, columns, width_, k / k_block_, scratch.column_scales);
       }
-      // During the first chunk: the next k block, or the next panels.
-      const bool last = k + depth == group.depth;
-      const char* next = last ? weights + panels * panel_stride : b + packed_blocks * packed_.bytes;
+      // The next k block; at the end the next panels, or for want of such what is in L2.
+      for (int i = 0; i < b.count; ++i) {
+        b.first[i] = start.first[i] + k / packed_.depth * packed_.bytes;
+        b.next[i] = last ? start.first[i] + to_next : b.first[i] + bytes;
+      }
       const int64_t after = std::min(k_block_, last ? group.depth : group.depth - k - depth);
-      const GemmPrefetch prefetch = {next, kPackedLine, after / packed_.depth * packed_.bytes / kPackedLine,
-                                     panel_stride, 1};
-      if (expand) packed_.expand(b, panel_stride, panels, packed_blocks, scratch.panel);
+      const GemmPrefetch prefetch = {b.next[0], kPackedLine, after / packed_.depth * packed_.bytes / kPackedLine,
+                                     panel_bytes, 1};
+      if (expand) packed_.expand(b, blocks, scratch.panel);
       for (int64_t chunk = 0; chunk < block.chunks; ++chunk) {
         const int64_t row = block.chunk_row(chunk);
         const uint32_t* a = slab_ + block.packed + panel_offset(block, chunk, k, depth);
@@ -335,13 +344,12 @@ void Run::packed_sums(const RowBlock& block, int64_t column, int64_t columns, Sc
         float* sums = scratch.sums + row * width_ + first;
         const float *row_scales = scales ? scratch.row_scales + row : nullptr,
                     *column_scales = scratch.column_scales + first;
-        const int64_t to_next = chunk == 0 ? next - b : 0, ahead = one_pass ? kPackedPrefetch : to_next;
+        b.prefetch = one_pass ? kPackedPrefetch : chunk == 0 ? bytes : 0;
         if (expand)
           scheme_.multiply(a, scratch.panel, steps(depth), rows, sums, width_, k != 0, row_scales, column_scales,
                            chunk == 0 ? &prefetch : nullptr);
         else
-          packed_.multiply(a, rows, b, panel_stride, panels, packed_blocks, sums, width_, k != 0, row_scales,
-                           column_scales, ahead);
+          packed_.multiply(a, rows, b, blocks, sums, width_, k != 0, row_scales, column_scales);
       }
     }
   }
@@ -392,7 +400,7 @@ void Run::tile(const RowBlock& block, int64_t panel, bool more) const {
   if (problem_.groups[block.group].depth == 0)
     std::fill_n(scratch->sums, block.rows * width_, 0.0f);
   else if (packed_.multiply)
-    packed_sums(block, column, columns, *scratch);
+    packed_sums(block, column, columns, more, *scratch);
   else if (block.dot)
     dot_sums(block, column, columns, more, *scratch);
   else

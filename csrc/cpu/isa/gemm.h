@@ -61,18 +61,25 @@ struct GemmDot {
 // of k. Words of e4m3 lie as prepack.inl says, blocks of NF4 as common/nf4.h says. The order is that of every
 // instruction set.
 constexpr int kPackedColumns = 16, kPackedLine = 64;
+constexpr int kMaxPackedPanels = 4;
 constexpr int64_t kPackedPrefetch = -1;
+
+// The panels of a call, and where the reading of each goes on after it.
+struct PackedPanels {
+  int count = 0;
+  const char* first[kMaxPackedPanels];
+  const char* next[kMaxPackedPanels];
+  int64_t prefetch = 0;  // bytes ahead, at most those of the call; 0: not at all; kPackedPrefetch: as suits the rows
+};
 
 struct GemmPacked {
   int depth, bytes;  // k and bytes of a block
-  // sums[rows][width] as GemmScheme::multiply computes them, bit for bit, for the columns of `panels` panels,
-  // `panel_stride` bytes apart, over `blocks` blocks. rows is at most GemmScheme::packed_rows. `prefetch`: bytes ahead,
-  // 0: not at all, kPackedPrefetch: as suits this number of rows.
-  void (*multiply)(const uint32_t* a, int rows, const void* b, int64_t panel_stride, int panels, int64_t blocks,
-                   float* sums, int width, bool accumulate, const float* row_scales, const float* column_scales,
-                   int64_t prefetch);
+  // sums[rows][width] as GemmScheme::multiply computes them, bit for bit, for the columns of the panels, over `blocks`
+  // blocks. rows is at most GemmScheme::packed_rows.
+  void (*multiply)(const uint32_t* a, int rows, const PackedPanels& b, int64_t blocks, float* sums, int width,
+                   bool accumulate, const float* row_scales, const float* column_scales);
   // The blocks of GemmScheme::columns columns as a panel of the scheme.
-  void (*expand)(const void* b, int64_t panel_stride, int panels, int64_t blocks, uint32_t* panel);
+  void (*expand)(const PackedPanels& b, int64_t blocks, uint32_t* panel);
   // Expanding costs as much as multiplying by some rows: with more rows than this, it is done once for all of them.
   int rows_to_expand;
 };

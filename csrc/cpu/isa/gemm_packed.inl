@@ -31,20 +31,18 @@ HK_INLINE Words part_packed(PairPanels, const float8_e4m3fn* type, Words words, 
 }
 #endif
 
-// Vector v of a line: kPanelVectors of them in a panel.
-HK_INLINE const char* vector_of(const char* b, int64_t panel_stride, int v) {
-  return b + v / kPanelVectors * panel_stride + v % kPanelVectors * 4 * kFloats;
+// Vector v of a line of the panels: kPanelVectors of them in a panel.
+HK_INLINE const char* vector_of(const char* const* panels, int v) {
+  return panels[v / kPanelVectors] + v % kPanelVectors * 4 * kFloats;
 }
 
 template <typename Panels, typename Element, int kRows, int kVectors>
-void packed_tile(const uint32_t* a, const char* b, int64_t panel_stride, int64_t lines, float* sums, int width,
-                 bool accumulate, const float* row_scales, const float* column_scales, int64_t prefetch) {
-  // Measured on Zen 4: closer or farther costs up to half the time of 8 and more rows, and one row is best without.
-  if (prefetch == kPackedPrefetch) prefetch = kRows == 1 ? 0 : kRows <= 5 ? 2048 : kRows <= 12 ? 4096 : 8192;
+void packed_tile(const uint32_t* a, const PackedPanels& b, int first, int64_t lines, float* sums, int width,
+                 bool accumulate, const float* row_scales, const float* column_scales) {
   constexpr int kSteps = kParts<Panels, Element>;
   Floats sum[kRows][kVectors] = {};
-  const char* vectors[kVectors];
-  HK_UNROLL for (int v = 0; v < kVectors; ++v) vectors[v] = vector_of(b, panel_stride, v);
+  const char *vectors[kVectors], *ahead[kVectors];
+  HK_UNROLL for (int v = 0; v < kVectors; ++v) vectors[v] = vector_of(b.first, first + v);
   const auto line = [&](int64_t offset) {
     Words words[kVectors];
     HK_UNROLL for (int v = 0; v < kVectors; ++v) words[v] = load_as<Words>(vectors[v] + offset);
@@ -62,16 +60,22 @@ void packed_tile(const uint32_t* a, const char* b, int64_t panel_stride, int64_t
     }
     a += kSteps * kRows;
   };
-  int64_t offset = 0;
+  // Measured on Zen 4. Where misses are the limit, one request brings two lines.
+  constexpr bool kEverySecond = kRows <= (sizeof(Element) < 2 ? 1 : 4);
+  constexpr int64_t kDistance = kEverySecond ? 1024 : kRows <= 12 ? 4096 : 8192;
   const int64_t end = lines * kPackedLine;
-  if (prefetch) {
-    for (; offset < end; offset += kPackedLine) {
-      // A miss brings two lines: with few rows, where misses are the limit, one request for both.
-      if (kRows > 5 || offset % (2 * kPackedLine) == 0) {
-        HK_UNROLL for (int v = 0; v < kVectors; v += kPanelVectors)
-            __builtin_prefetch(vectors[v] + offset + prefetch, 0, 2);
+  const int64_t distance = minimum(b.prefetch == kPackedPrefetch ? kDistance : b.prefetch, end);
+  int64_t offset = 0;
+  if (distance) {
+    for (int64_t until = end - distance; until <= end; until += distance) {
+      HK_UNROLL for (int v = 0; v < kVectors; v += kPanelVectors) ahead[v] =
+          (until < end ? vectors[v] : vector_of(b.next, first + v) - end) + distance;
+      for (; offset < until; offset += kPackedLine) {
+        if (!kEverySecond || offset % (2 * kPackedLine) == 0) {
+          HK_UNROLL for (int v = 0; v < kVectors; v += kPanelVectors) __builtin_prefetch(ahead[v] + offset, 0, 2);
+        }
+        line(offset);
       }
-      line(offset);
     }
   } else {
     for (; offset < end; offset += kPackedLine) line(offset);
@@ -91,41 +95,39 @@ void packed_tile(const uint32_t* a, const char* b, int64_t panel_stride, int64_t
 
 // The tile of vectors `v` and following, by element type.
 template <typename Panels, int kRows, int kVectors, typename Element>
-HK_INLINE void packed_tile_of(const Element*, const uint32_t* a, const char* b, int64_t panel_stride, int v,
-                              int64_t lines, float* sums, int width, bool accumulate, const float* row_scales,
-                              const float* column_scales, int64_t prefetch) {
-  packed_tile<Panels, Element, kRows, kVectors>(a, vector_of(b, panel_stride, v), panel_stride, lines, sums, width,
-                                                accumulate, row_scales, column_scales, prefetch);
+HK_INLINE void packed_tile_of(const Element*, const uint32_t* a, const PackedPanels& b, int v, int64_t lines,
+                              float* sums, int width, bool accumulate, const float* row_scales,
+                              const float* column_scales) {
+  packed_tile<Panels, Element, kRows, kVectors>(a, b, v, lines, sums, width, accumulate, row_scales, column_scales);
 }
 template <typename Panels, int kRows, int kVectors>
-HK_INLINE void packed_tile_of(const Nf4*, const uint32_t* a, const char* b, int64_t panel_stride, int v, int64_t blocks,
-                              float* sums, int width, bool accumulate, const float*, const float*, int64_t prefetch) {
-  nf4_tile<Panels, kRows, kVectors>(a, b, panel_stride, v, blocks, sums, width, accumulate, prefetch);
+HK_INLINE void packed_tile_of(const Nf4*, const uint32_t* a, const PackedPanels& b, int v, int64_t blocks, float* sums,
+                              int width, bool accumulate, const float*, const float*) {
+  nf4_tile<Panels, kRows, kVectors>(a, b, v, blocks, sums, width, accumulate);
 }
 
 template <typename Panels, typename Element, int kRows>
-void packed_rows(const uint32_t* a, const char* b, int64_t panel_stride, int vectors, int64_t blocks, float* sums,
-                 int width, bool accumulate, const float* row_scales, const float* column_scales, int64_t prefetch) {
+void packed_rows(const uint32_t* a, const PackedPanels& b, int64_t blocks, float* sums, int width, bool accumulate,
+                 const float* row_scales, const float* column_scales) {
   constexpr int kVectors = packed_vectors(kRows, sizeof(Element) < 2);
   constexpr const Element* kType = nullptr;
+  const int vectors = b.count * kPanelVectors;
   int v = 0;
   for (; v + kVectors <= vectors; v += kVectors)
-    packed_tile_of<Panels, kRows, kVectors>(kType, a, b, panel_stride, v, blocks, sums + v * kFloats, width, accumulate,
-                                            row_scales, column_scales + v * kFloats, prefetch);
+    packed_tile_of<Panels, kRows, kVectors>(kType, a, b, v, blocks, sums + v * kFloats, width, accumulate, row_scales,
+                                            column_scales + v * kFloats);
   for (; v < vectors; ++v)
-    packed_tile_of<Panels, kRows, 1>(kType, a, b, panel_stride, v, blocks, sums + v * kFloats, width, accumulate,
-                                     row_scales, column_scales + v * kFloats, prefetch);
+    packed_tile_of<Panels, kRows, 1>(kType, a, b, v, blocks, sums + v * kFloats, width, accumulate, row_scales,
+                                     column_scales + v * kFloats);
 }
 
 template <typename Panels, typename Element>
-void packed_multiply(const uint32_t* a, int rows, const void* b, int64_t panel_stride, int panels, int64_t lines,
-                     float* sums, int width, bool accumulate, const float* row_scales, const float* column_scales,
-                     int64_t prefetch) {
-#define HK_CASE(n)                                                                                                 \
-  case n:                                                                                                          \
-    if constexpr (n <= kPackedRows)                                                                                \
-      return packed_rows<Panels, Element, n>(a, static_cast<const char*>(b), panel_stride, panels * kPanelVectors, \
-                                             lines, sums, width, accumulate, row_scales, column_scales, prefetch); \
+void packed_multiply(const uint32_t* a, int rows, const PackedPanels& b, int64_t blocks, float* sums, int width,
+                     bool accumulate, const float* row_scales, const float* column_scales) {
+#define HK_CASE(n)                                                                                              \
+  case n:                                                                                                       \
+    if constexpr (n <= kPackedRows)                                                                             \
+      return packed_rows<Panels, Element, n>(a, b, blocks, sums, width, accumulate, row_scales, column_scales); \
     break;
   switch (rows) {
     HK_CASE(1)
@@ -149,11 +151,10 @@ void packed_multiply(const uint32_t* a, int rows, const void* b, int64_t panel_s
 }
 
 template <typename Panels, typename Element>
-void packed_expand(const void* b_, int64_t panel_stride, int panels, int64_t lines, uint32_t* panel) {
-  const char* b = static_cast<const char*>(b_);
-  for (int64_t line = 0; line < lines; ++line, b += kPackedLine, panel += kParts<Panels, Element> * kGemmColumns)
-    for (int v = 0; v < panels * kPanelVectors; ++v) {
-      const Words words = load_as<Words>(vector_of(b, panel_stride, v));
+void packed_expand(const PackedPanels& b, int64_t blocks, uint32_t* panel) {
+  for (int64_t line = 0; line < blocks; ++line, panel += kParts<Panels, Element> * kGemmColumns)
+    for (int v = 0; v < b.count * kPanelVectors; ++v) {
+      const Words words = load_as<Words>(vector_of(b.first, v) + line * kPackedLine);
       HK_UNROLL for (int j = 0; j < kParts<Panels, Element>; ++j)
           store_as(panel + j * kGemmColumns + v * kFloats,
                    part_packed(Panels{}, static_cast<const Element*>(nullptr), words, j));

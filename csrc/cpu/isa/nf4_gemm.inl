@@ -59,19 +59,25 @@ HK_INLINE Floats nf4_add(Floats sum, Floats scale, Floats total) {
 // packed_tile() for NF4: the sums of a block are scaled with its absmax, and added in memory.
 // Its own prefetch distance was measured: expanding is so slow that the hardware's prefetchers fall behind.
 template <typename Panels, int kRows, int kVectors>
-void nf4_tile(const uint32_t* a, const char* b, int64_t panel_stride, int first, int64_t blocks, float* sums, int width,
-              bool accumulate, int64_t prefetch) {
-  if (prefetch == kPackedPrefetch) prefetch = kRows <= 4 ? 1024 : 1536;
+void nf4_tile(const uint32_t* a, const PackedPanels& b, int first, int64_t blocks, float* sums, int width,
+              bool accumulate) {
+  constexpr int64_t kDistance = kRows <= 4 ? 1024 : 1536;
+  const int64_t distance = b.prefetch == kPackedPrefetch ? kDistance : b.prefetch;
   constexpr int kSteps = kParts<Panels, Nf4>, kLines = kNf4Codes / kPackedLine;
-  for (int64_t block = 0; block < blocks; ++block, b += kNf4Block) {
+  const int64_t end = blocks * kNf4Block;
+  const char *vectors[kVectors], *ahead[kVectors];
+  HK_UNROLL for (int v = 0; v < kVectors; ++v) vectors[v] = vector_of(b.first, first + v);
+  for (int64_t offset = 0; offset < end; offset += kNf4Block) {
+    HK_UNROLL for (int v = 0; v < kVectors; v += kPanelVectors) ahead[v] =
+        (offset + distance < end ? vectors[v] : vector_of(b.next, first + v) - end) + offset + distance;
     Floats sum[kRows][kVectors] = {};
     HK_UNROLL for (int line = 0; line < kLines; ++line) {
       Words words[kVectors], later[kVectors];
       HK_UNROLL for (int v = 0; v < kVectors; ++v) {
-        const char* from = vector_of(b, panel_stride, first + v) + line * kPackedLine;
+        const char* from = vectors[v] + offset + line * kPackedLine;
         words[v] = load_as<Words>(from);
         later[v] = load_as<Words>(from + 1);
-        if (prefetch && v % kPanelVectors == 0) __builtin_prefetch(from + prefetch, 0, 2);
+        if (distance && v % kPanelVectors == 0) __builtin_prefetch(ahead[v] + line * kPackedLine, 0, 2);
       }
       HK_UNROLL for (int j = 0; j < kSteps; ++j, a += kRows) {
         Words columns[kVectors];
@@ -88,11 +94,11 @@ void nf4_tile(const uint32_t* a, const char* b, int64_t panel_stride, int first,
     }
     HK_UNROLL for (int v = 0; v < kVectors; ++v) {
       const char* absmax =
-          b + (first + v) / kPanelVectors * panel_stride + kNf4Codes + (first + v) % kPanelVectors * kFloats;
+          b.first[(first + v) / kPanelVectors] + offset + kNf4Codes + (first + v) % kPanelVectors * kFloats;
       const Floats scale = load(reinterpret_cast<const float8_e4m3fn*>(absmax));
       HK_UNROLL for (int r = 0; r < kRows; ++r) {
         float* to = sums + r * width + v * kFloats;
-        store(to, accumulate || block ? nf4_add(sum[r][v], scale, load(to)) : sum[r][v] * scale);
+        store(to, accumulate || offset ? nf4_add(sum[r][v], scale, load(to)) : sum[r][v] * scale);
       }
     }
   }
