@@ -21,7 +21,9 @@ constexpr int64_t kTaskWork = 1 << 19;  // multiply-adds of a range of tasks: ab
 // With few rows, tiles of this many bytes of weights are a range: what a thread prefetches is what it comes to next.
 constexpr int64_t kRangeBytes = 1 << 20, kRangeWork = 1 << 24;
 constexpr int64_t kRangesPerThread = 4;  // at least, where there are that many tiles
-constexpr int64_t kPackingWork = 8;      // packing an element costs about as much as this many multiply-adds
+// Blocks of at least so many rows go to threads as a whole, in so many tasks for each thread if there are enough.
+constexpr int64_t kWholeRows = 96, kWholesPerThread = 16;
+constexpr int64_t kPackingWork = 8;  // packing an element costs about as much as this many multiply-adds
 
 // A buffer that is kept between calls by the thread that owns it, aligned to cache lines.
 class Buffer {
@@ -215,9 +217,19 @@ void Run::slab() {
       std::min({kRangeBytes * blocks / std::max<int64_t>(bytes, 1), kRangeWork * blocks / std::max<int64_t>(work, 1),
                 tiles / (kRangesPerThread * pool_.size())});
   const int64_t range = std::max(grain(tiles, work * panels_), side_by_side);
-  parallel_ranges(pool_, tiles, range, [&](int64_t begin, int64_t end, int) {
-    for (; begin < end; ++begin)
-      tile(blocks_[begin / panels_], begin % panels_, begin + 1 < end && (begin + 1) % panels_ != 0);
+  // Many rows: some whole blocks at a time, with tiles left to even out the end. Threads that come to the same huge
+  // page of new memory would each clear it.
+  const int64_t few = std::max<int64_t>(1, blocks / (kWholesPerThread * pool_.size())), whole = few * panels_;
+  const int64_t large =
+      std::count_if(blocks_.begin(), blocks_.end(), [](const RowBlock& block) { return block.rows >= kWholeRows; });
+  const int64_t wholes =
+      whole > range ? std::max<int64_t>(0, std::min(large, blocks - few * pool_.size())) / few : int64_t{0};
+  parallel_tasks(pool_, wholes + ceil_div(tiles - wholes * whole, range), [&](int64_t task, int) {
+    const bool is_whole = task < wholes;
+    const int64_t begin = is_whole ? task * whole : wholes * whole + (task - wholes) * range;
+    const int64_t end = std::min(begin + (is_whole ? whole : range), tiles);
+    for (int64_t i = begin; i < end; ++i)
+      tile(blocks_[i / panels_], i % panels_, i + 1 < end && (i + 1) % panels_ != 0);
   });
 }
 

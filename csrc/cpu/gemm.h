@@ -14,7 +14,8 @@
 // How the work is cut: rows in blocks, columns in panels of one tile's width, k in blocks. First the rows of a are
 // packed, block by block, into a slab of at most kGemmSlabBytes that all threads read; then every task (row block,
 // panel of columns) packs its part of b, one k block at a time, into scratch that stays in L2, and runs all rows of the
-// block over it. b is read once for every row block and never copied as a whole.
+// block over it. b is read once for every row block and never copied as a whole. Where there are many row blocks, a
+// thread does all panels of some before it comes back for more, so that it alone stores to their rows.
 //
 // Groups of few rows (at most GemmScheme::dot_rows: 16, 12 or 8) against weights with k stride 1 are done by dot
 // products instead (isa/gemm_dot.inl): every weight goes once from memory to registers, and is read again from L2 for
