@@ -26,9 +26,11 @@ std::vector<int64_t> checked_rows(const char* op, const Tensor& x, const Tensor&
   auto offsets = checked_expert_offsets(op, expert_offsets, experts, token_ids.size(0), "S");
   const int32_t* ids = const_data<int32_t>(token_ids);
   const int64_t tokens = x.size(0);
-  for (int64_t r = 0; r < offsets.back(); ++r)
-    check(ids[r] >= 0 && ids[r] < tokens, op, "token_ids", "holds ", ids[r], " at index ", r,
-          "; allowed: 0 to T - 1 = ", tokens - 1);
+  const auto is_token = [&](int32_t id) { return static_cast<uint32_t>(id) < static_cast<uint64_t>(tokens); };
+  bool all = true;
+  for (int64_t r = 0; r < offsets.back(); ++r) all &= is_token(ids[r]);  // in vectors; names afterwards
+  for (int64_t r = 0; !all && r < offsets.back(); ++r)
+    check(is_token(ids[r]), op, "token_ids", "holds ", ids[r], " at index ", r, "; allowed: 0 to T - 1 = ", tokens - 1);
   return offsets;
 }
 

@@ -19,7 +19,7 @@ namespace {
 
 // A run of rows of the result: a share for each thread while that fits its caches, where it finds what it wrote in the
 // last call; of large results a huge page, which two threads should not map at the same time.
-constexpr int64_t kLeastBytes = 1 << 18, kMostBytes = 1 << 21;
+constexpr int64_t kLeastBytes = 1 << 16, kMostBytes = 1 << 21;
 
 // Results from this size on are written past the caches: they leave no room there for what they are made of.
 constexpr int64_t kPastCaches = 1 << 24;
