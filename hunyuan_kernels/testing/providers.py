@@ -38,6 +38,19 @@ def without_counterpart(against: Iterable[str], offered: Iterable[str]) -> dict[
     return {name: "nothing of it is compared with this op" for name in against if name not in {"torch", *offered}}
 
 
+#: transformers' implementations of experts.
+TRANSFORMERS_EXPERTS = ("eager", "grouped_mm", "batched_mm")
+#: Its batched_mm copies the weights of every assignment; beyond this much it is left out.
+_LARGEST_COPY = 8 * 2**30
+
+
+def refuse_copies(implementation: str, assignments: int, gate_up: Tensor) -> None:
+    """Before transformers' ``implementation`` runs on so many assignments to experts ``gate_up [E, 2I, H]``."""
+    copied = assignments * gate_up[0].nbytes
+    if implementation == "batched_mm" and copied > _LARGEST_COPY:
+        raise NotImplementedError(f"it would copy {copied / 2**30:.0f} GiB of weights")
+
+
 _kept_for_zentorch: list[Tensor] = []
 
 

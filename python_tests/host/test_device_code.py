@@ -109,6 +109,13 @@ def main_loop(lines: list[str], instruction: str, count: int) -> list[str]:
 MOST_INSTRUCTIONS_OF_A_K_BLOCK, MOST_MOVES_OF_DESCRIPTORS = 72, 4
 
 
+def assert_lean(name: str, body: list[str], most_moves: int, memory: str = "LDL|STL|LDG|STG") -> None:
+    """Few moves of descriptors, and none of these accesses to memory: of a stack, or of a GPU's memory."""
+    moves = sum("R2UR" in line for line in body)
+    assert moves <= most_moves, f"{name}: {moves} moves"
+    assert not any(re.search(rf"\b({memory})\b", line) for line in body), name
+
+
 @pytest.mark.skipif("grouped_gemm" not in stems(), reason="this build has no device code: no nvcc was found")
 def test_main_loops_of_the_grouped_gemm() -> None:
     """Four tensor core instructions for each k-block of 64, and little beside them."""
@@ -119,8 +126,7 @@ def test_main_loops_of_the_grouped_gemm() -> None:
         shape = "64x128x16" if "_128_" in name else "64x256x16"
         assert all(shape in line for line in body if "HGMMA" in line), name
         assert len(body) <= MOST_INSTRUCTIONS_OF_A_K_BLOCK, f"{name}: {len(body)}"
-        assert sum("R2UR" in line for line in body) <= MOST_MOVES_OF_DESCRIPTORS, name
-        assert not any(re.search(r"\b(LDL|STL|LDG|STG)\b", line) for line in body), name
+        assert_lean(name, body, MOST_MOVES_OF_DESCRIPTORS)
 
 
 @pytest.mark.skipif("grouped_gemm_few_rows" not in stems(), reason="this build has no device code: no nvcc was found")
@@ -133,8 +139,7 @@ def test_main_loops_for_few_rows() -> None:
         body = main_loop(lines, "HGMMA", 4 * parts)
         assert all(f"64x{tokens}x16" in line for line in body if "HGMMA" in line), name
         assert len(body) <= 48 + 20 * parts, f"{name}: {len(body)}"
-        assert sum("R2UR" in line for line in body) <= 4 * parts, name
-        assert not any(re.search(r"\b(LDL|STL|LDG|STG)\b", line) for line in body), name
+        assert_lean(name, body, MOST_MOVES_OF_DESCRIPTORS * parts)
 
 
 @pytest.mark.skipif("fp8_gemm" not in stems(), reason="this build has no device code: no nvcc was found")
@@ -178,8 +183,7 @@ def test_main_loops_of_the_fp8_gemm() -> None:
         assert additions == 16 * products, f"{name}: {additions}"
         others = len(body) - additions
         assert others <= (192 if "blocks" in name else 80), f"{name}: {others}"
-        assert sum("R2UR" in line for line in body) <= MOST_MOVES_OF_DESCRIPTORS, name
-        assert not any(re.search(r"\b(LDL|STL|STG)\b", line) for line in body), name
+        assert_lean(name, body, MOST_MOVES_OF_DESCRIPTORS, "LDL|STL|STG")
 
 
 @pytest.mark.skipif("fp8_gemm_weight_only" not in stems(), reason="this build has no device code: no nvcc was found")
@@ -197,4 +201,4 @@ def test_main_loops_of_weight_only_fp8() -> None:
         sums = {"FFMA": tokens // 2 if "blocks" in name else 0}
         for text, count in (conversions | loads | sums).items():
             assert sum(text in line for line in body) == count * parts, f"{name}: {text}"
-        assert not any(re.search(r"\b(LDL|STL|STG)\b", line) for line in body), name
+        assert_lean(name, body, MOST_MOVES_OF_DESCRIPTORS * parts, "LDL|STL|STG")

@@ -17,7 +17,9 @@ import hunyuan_kernels as hk
 from hunyuan_kernels.reference.moe import moe_from_routing
 from hunyuan_kernels.testing.compare import Comparison, compare_bounded
 from hunyuan_kernels.testing.providers import (
+    TRANSFORMERS_EXPERTS,
     load,
+    refuse_copies,
     vllm_experts,
     vllm_packed,
     zentorch_experts,
@@ -26,9 +28,6 @@ from hunyuan_kernels.testing.providers import (
 from hunyuan_kernels.testing.spec import Arguments, Case, OpSpec, Work
 from hunyuan_kernels.testing.specs.grouped_gemm import EXPERT_PRODUCTS, make_weights
 from hunyuan_kernels.testing.specs.moe import layer_magnitude
-
-#: transformers' batched_mm copies the weights of every assignment; beyond this much it is left out.
-_LARGEST_COPY = 8 * 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,9 +200,7 @@ def _vllm(x: Tensor, expert_ids: Tensor, weights: Tensor, experts: Weights) -> T
 
 def _theirs(implementation: str) -> Callable[..., Tensor]:
     def baseline(x: Tensor, expert_ids: Tensor, weights: Tensor, experts: Weights) -> Tensor:
-        copied = expert_ids.numel() * experts.plain.gate_up[0].nbytes
-        if implementation == "batched_mm" and copied > _LARGEST_COPY:
-            raise NotImplementedError(f"it would copy {copied / 2**30:.0f} GiB of weights")
+        refuse_copies(implementation, expert_ids.numel(), experts.plain.gate_up)
         module = experts.theirs
         module.config._experts_implementation = implementation
         return module(x, expert_ids, weights.to(x.dtype))
@@ -212,7 +209,7 @@ def _theirs(implementation: str) -> Callable[..., Tensor]:
 
 
 _PEERS = {
-    "transformers": {f"transformers {name}": _theirs(name) for name in ("eager", "grouped_mm", "batched_mm")},
+    "transformers": {f"transformers {name}": _theirs(name) for name in TRANSFORMERS_EXPERTS},
     "zentorch": {"zentorch fused_moe": _zentorch},
     "vllm": {"vllm cpu_fused_moe": _vllm},
 }

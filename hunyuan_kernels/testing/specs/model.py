@@ -21,13 +21,11 @@ from hunyuan_kernels.model.generate import Generated
 from hunyuan_kernels.model.rope import rope_of
 from hunyuan_kernels.reference import decoder as reference
 from hunyuan_kernels.testing.compare import Comparison
-from hunyuan_kernels.testing.providers import load
+from hunyuan_kernels.testing.providers import TRANSFORMERS_EXPERTS, load, refuse_copies
 from hunyuan_kernels.testing.spec import Arguments, Case, OpSpec, Work
 from hunyuan_kernels.testing.specs.grouped_gemm import make_weights
 
 _AS_WRONG_AS = 4.0
-#: transformers' batched_mm copies the weights of every assignment; beyond this much it is left out.
-_LARGEST_COPY = 8 * 2**30
 
 
 def make_model(config: Config, dtype: torch.dtype, seed: int) -> Decoder:
@@ -101,13 +99,11 @@ def theirs_of(model: Decoder, implementation: str) -> Any:
 
 
 def _refuse_copies(model: Decoder, tokens: int, implementation: str) -> None:
-    copied = tokens * model.config.top_k_of(0) * model.moe_layers()[0].experts_gate_up[0].nbytes
-    if implementation == "batched_mm" and copied > _LARGEST_COPY:
-        raise NotImplementedError(f"it would copy {copied / 2**30:.0f} GiB of weights")
+    refuse_copies(implementation, tokens * model.config.top_k_of(0), model.moe_layers()[0].experts_gate_up)
 
 
 def _peers(call: Callable[..., Any]) -> dict[str, dict[str, Callable[..., Any]]]:
-    names = {f"transformers {name}": name for name in ("eager", "grouped_mm", "batched_mm")}
+    names = {f"transformers {name}": name for name in TRANSFORMERS_EXPERTS}
     names["ours in transformers"] = "hunyuan_kernels"
     return {"transformers": {name: partial(call, implementation) for name, implementation in names.items()}}
 
