@@ -115,7 +115,7 @@ class Decoder(nn.Module):
         lacking = [
             f"{prefix}{name}_scale"
             for name, own in self.named_parameters()
-            if (given := state_dict.get(prefix + name)) is not None
+            if isinstance(given := state_dict.get(prefix + name), Tensor)
             and torch.float8_e4m3fn in (given.dtype, own.dtype)
             and not (given.dtype == own.dtype and torch.equal(given.view(torch.uint8), own.view(torch.uint8)))
         ]
