@@ -9,9 +9,14 @@
 #if HK_VECTOR_FLOATS == 16 || defined(__aarch64__)  // 32 registers
 constexpr int kPackedRows = HK_VECTOR_FLOATS == 16 ? 16 : kGemmRows;
 constexpr int packed_vectors(int rows, bool expands) { return rows <= (expands ? 4 : 6) ? 4 : rows <= 12 ? 2 : 1; }
+// NF4 keeps two sets of sums.
+constexpr int nf4_vectors(int rows) { return rows <= 4 ? 4 : rows <= 8 ? 2 : 1; }
 #else  // 16 registers
 constexpr int kPackedRows = kGemmRows;
-constexpr int packed_vectors(int rows, bool) { return rows <= 2 ? 4 : rows <= kGemmRows ? 2 : 1; }
+constexpr int packed_vectors(int rows, bool expands) {
+  return rows <= (expands ? 1 : 2) ? 4 : rows <= (expands ? 5 : 6) ? 2 : 1;
+}
+constexpr int nf4_vectors(int rows) { return rows <= 3 ? 2 : 1; }
 #endif
 constexpr int kPanelVectors = kPackedColumns / kFloats;
 
@@ -93,7 +98,13 @@ void packed_tile(const uint32_t* a, const PackedPanels& b, int first, int64_t li
 
 #include "cpu/isa/nf4_gemm.inl"
 
-// The tile of vectors `v` and following, by element type.
+// Vectors of a tile, and the tile of vectors `v` and following, by element type.
+template <typename Element>
+constexpr int tile_vectors(const Element*, int rows) {
+  return packed_vectors(rows, sizeof(Element) < 2);
+}
+constexpr int tile_vectors(const Nf4*, int rows) { return nf4_vectors(rows); }
+
 template <typename Panels, int kRows, int kVectors, typename Element>
 HK_INLINE void packed_tile_of(const Element*, const uint32_t* a, const PackedPanels& b, int v, int64_t lines,
                               float* sums, int width, bool accumulate, const float* row_scales,
@@ -109,8 +120,8 @@ HK_INLINE void packed_tile_of(const Nf4*, const uint32_t* a, const PackedPanels&
 template <typename Panels, typename Element, int kRows>
 void packed_rows(const uint32_t* a, const PackedPanels& b, int64_t blocks, float* sums, int width, bool accumulate,
                  const float* row_scales, const float* column_scales) {
-  constexpr int kVectors = packed_vectors(kRows, sizeof(Element) < 2);
   constexpr const Element* kType = nullptr;
+  constexpr int kVectors = tile_vectors(kType, kRows);
   const int vectors = b.count * kPanelVectors;
   int v = 0;
   for (; v + kVectors <= vectors; v += kVectors)

@@ -56,7 +56,7 @@ HK_INLINE Floats nf4_add(Floats sum, Floats scale, Floats total) {
 #endif
 }
 
-// packed_tile() for NF4: the sums of a block are scaled with its absmax, and added in memory.
+// packed_tile() for NF4: the sums of a block are scaled with its absmax, and added to a second set.
 // Its own prefetch distance was measured: expanding is so slow that the hardware's prefetchers fall behind.
 template <typename Panels, int kRows, int kVectors>
 void nf4_tile(const uint32_t* a, const PackedPanels& b, int first, int64_t blocks, float* sums, int width,
@@ -67,6 +67,10 @@ void nf4_tile(const uint32_t* a, const PackedPanels& b, int first, int64_t block
   const int64_t end = blocks * kNf4Block;
   const char *vectors[kVectors], *ahead[kVectors];
   HK_UNROLL for (int v = 0; v < kVectors; ++v) vectors[v] = vector_of(b.first, first + v);
+  // -0: adding to it keeps the sign of a zero.
+  Floats total[kRows][kVectors];
+  HK_UNROLL for (int r = 0; r < kRows; ++r) HK_UNROLL for (int v = 0; v < kVectors; ++v) total[r][v] =
+      accumulate ? load(sums + r * width + v * kFloats) : splat(-0.0f);
   for (int64_t offset = 0; offset < end; offset += kNf4Block) {
     HK_UNROLL for (int v = 0; v < kVectors; v += kPanelVectors) ahead[v] =
         (offset + distance < end ? vectors[v] : vector_of(b.next, first + v) - end) + offset + distance;
@@ -96,12 +100,11 @@ void nf4_tile(const uint32_t* a, const PackedPanels& b, int first, int64_t block
       const char* absmax =
           b.first[(first + v) / kPanelVectors] + offset + kNf4Codes + (first + v) % kPanelVectors * kFloats;
       const Floats scale = load(reinterpret_cast<const float8_e4m3fn*>(absmax));
-      HK_UNROLL for (int r = 0; r < kRows; ++r) {
-        float* to = sums + r * width + v * kFloats;
-        store(to, accumulate || offset ? nf4_add(sum[r][v], scale, load(to)) : sum[r][v] * scale);
-      }
+      HK_UNROLL for (int r = 0; r < kRows; ++r) total[r][v] = nf4_add(sum[r][v], scale, total[r][v]);
     }
   }
+  HK_UNROLL for (int r = 0; r < kRows; ++r) HK_UNROLL for (int v = 0; v < kVectors; ++v)
+      store(sums + r * width + v * kFloats, total[r][v]);
 }
 
 // ---- quantizer -----------------------------------------------------------------------------------------------------
