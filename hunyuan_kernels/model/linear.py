@@ -1,7 +1,8 @@
 """Linear layers of the decoder: weights as they are, laid out by ``prepack``, or FP8."""
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,26 @@ class Fp8Weight(NamedTuple):
     scale: Tensor
     #: float32 scalar: inputs are e4m3 under this scale, too; None: they stay as they are.
     input_scale: Tensor | None = None
+
+
+Fp8 = TypeVar("Fp8", Fp8Weight, hk.Fp8Experts)
+
+
+def follow(fp8: Fp8, before: Sequence[Tensor], after: Sequence[Tensor]) -> Fp8:
+    """``fp8`` of a module whose parameters ``before`` became ``after``: on their device, in dtypes of its own.
+
+    Values that were a parameter's are so again, and take no second copy.
+    """
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        for old, new in zip(before, after, strict=True):
+            if not old.is_meta and value.data_ptr() == old.data_ptr() and value.dtype == old.dtype == new.dtype:
+                return new.view(value.shape)
+        return value.to(after[0].device)
+
+    return type(fp8)(*map(moved, fp8))
 
 
 def _one_group(rows: int) -> Tensor:
@@ -68,6 +89,14 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.fp8: Fp8Weight | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear":
+        """What ``to`` and its like call: ``fp8`` moves along."""
+        before = [self.weight.detach()]
+        super()._apply(fn, recurse)
+        if self.fp8 is not None:
+            self.fp8 = follow(self.fp8, before, [self.weight.detach()])
+        return self
 
     def prepack(self) -> bool:
         """Lays the weight out by :func:`pack`; for inference, and for good. Returns whether anything changed."""

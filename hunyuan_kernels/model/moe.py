@@ -1,6 +1,7 @@
 """The mixture-of-experts layer as a module."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 import hunyuan_kernels as hk
 from hunyuan_kernels.model.config import Config
-from hunyuan_kernels.model.linear import pack
+from hunyuan_kernels.model.linear import follow, pack
 
 
 class MoE(nn.Module):
@@ -32,6 +33,17 @@ class MoE(nn.Module):
         self.shared_down = nn.Parameter(torch.empty(hidden, intermediate))
         self.fp8: hk.Fp8Experts | None = None
         self.shared_fp8: hk.Fp8Experts | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MoE":
+        """What ``to`` and its like call: ``fp8`` and ``shared_fp8`` move along."""
+        before = [parameter.detach() for parameter in self.parameters()]
+        super()._apply(fn, recurse)
+        after = [parameter.detach() for parameter in self.parameters()]
+        if self.fp8 is not None:
+            self.fp8 = follow(self.fp8, before, after)
+        if self.shared_fp8 is not None:
+            self.shared_fp8 = follow(self.shared_fp8, before, after)
+        return self
 
     @property
     def experts(self) -> hk.Experts:

@@ -66,6 +66,42 @@ def test_logits_are_those_of_the_dequantized_model(saved, fp8, packed):
     assert fp8 == "none" or distance(got, want) > 1e-3, "inputs are rounded, too"
 
 
+def fp8_tensors(model):
+    fields = (getattr(module, name, None) for module in model.modules() for name in ("fp8", "shared_fp8"))
+    found = [value for field in fields if field is not None for value in field if isinstance(value, torch.Tensor)]
+    assert found
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("fp8", ["none", "static"])
+def test_moves_with_the_model(saved, fp8, packed):
+    """Weights and scales go where the parameters go, and stay one copy; other dtypes are not for them."""
+    model = checkpoint.load(saved, fp8=fp8)
+    if packed:
+        model.prepack()
+    want = model(tokens()).logits
+    first = fp8_tensors(model)
+    model._apply(torch.clone)
+    assert torch.equal(model(tokens()).logits, want)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    weights = [tensor for tensor in fp8_tensors(model) if tensor.dtype == torch.float8_e4m3fn]
+    assert {tensor.data_ptr() for tensor in weights} <= own.difference(tensor.data_ptr() for tensor in first)
+    assert torch.equal(model.to(want.dtype)(tokens()).logits, want)
+    assert {tensor.device.type for tensor in fp8_tensors(model.to("meta"))} == {"meta"}
+
+
+@torch.no_grad()
+def test_experts_beside_the_parameters_move(saved):
+    model = checkpoint.load(saved)
+    for layer in model.moe_layers():
+        layer.fp8 = layer.quantized_experts()
+    want = model(tokens()).logits
+    assert torch.equal(model._apply(torch.clone)(tokens()).logits, want)
+    assert {tensor.device.type for tensor in fp8_tensors(model.to("meta"))} == {"meta"}
+
+
 def test_weights_take_one_byte(saved):
     kept, want = checkpoint.load(saved, fp8="static"), checkpoint.load(saved)
     for name, parameter in kept.named_parameters():
