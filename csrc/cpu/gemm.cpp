@@ -25,6 +25,8 @@ constexpr int64_t kRangesPerThread = 4;  // at least, where there are that many 
 constexpr int64_t kWholeRows = 96, kWholesPerThread = 16;
 constexpr int64_t kPackingWork = 8;  // packing an element costs about as much as this many multiply-adds
 
+static_assert(kMaxPackedPanels * kPackedColumns == kGemmMaxColumns, "a tile's panels come in one call");
+
 // A buffer that is kept between calls by the thread that owns it, aligned to cache lines.
 class Buffer {
  public:

@@ -23,7 +23,7 @@ class Fp8Weight(NamedTuple):
 Fp8 = TypeVar("Fp8", Fp8Weight, hk.Fp8Experts)
 
 
-def follow(fp8: Fp8, before: Sequence[Tensor], after: Sequence[Tensor]) -> Fp8:
+def _follow(fp8: Fp8, before: Sequence[Tensor], after: Sequence[Tensor]) -> Fp8:
     """``fp8`` of a module whose parameters ``before`` became ``after``: on their device, in dtypes of its own.
 
     Values that were a parameter's are so again, and take no second copy.
@@ -38,6 +38,22 @@ def follow(fp8: Fp8, before: Sequence[Tensor], after: Sequence[Tensor]) -> Fp8:
         return value.to(after[0].device)
 
     return type(fp8)(*map(moved, fp8))
+
+
+class Fp8Holder(nn.Module):
+    """A module with FP8 weights in attributes of the names ``fp8_fields``, which move along with its parameters."""
+
+    fp8_fields: tuple[str, ...] = ("fp8",)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Fp8Holder":
+        """What ``to`` and its like call."""
+        held = {name: fp8 for name in self.fp8_fields if (fp8 := getattr(self, name)) is not None}
+        before = [parameter.detach() for parameter in self.parameters() if held]  # else nothing is kept alive
+        super()._apply(fn, recurse)
+        after = [parameter.detach() for parameter in self.parameters() if held]
+        for name, fp8 in held.items():
+            setattr(self, name, _follow(fp8, before, after))
+        return self
 
 
 def _one_group(rows: int) -> Tensor:
@@ -82,21 +98,13 @@ def pack(weight: Tensor, fp8_inputs: bool) -> Tensor:
     return packed if packed.dim() > weight.dim() else weight
 
 
-class Linear(nn.Module):
+class Linear(Fp8Holder):
     """:func:`linear` with a weight ``[outputs, inputs]``, or with ``fp8`` once that is set: for inference."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.fp8: Fp8Weight | None = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear":
-        """What ``to`` and its like call: ``fp8`` moves along."""
-        before = [self.weight.detach()]
-        super()._apply(fn, recurse)
-        if self.fp8 is not None:
-            self.fp8 = follow(self.fp8, before, [self.weight.detach()])
-        return self
 
     def prepack(self) -> bool:
         """Lays the weight out by :func:`pack`; for inference, and for good. Returns whether anything changed."""

@@ -1,7 +1,6 @@
 """The mixture-of-experts layer as a module."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +8,10 @@ from torch import Tensor, nn
 
 import hunyuan_kernels as hk
 from hunyuan_kernels.model.config import Config
-from hunyuan_kernels.model.linear import follow, pack
+from hunyuan_kernels.model.linear import Fp8Holder, pack
 
 
-class MoE(nn.Module):
+class MoE(Fp8Holder):
     """1 shared and E routed SwiGLU experts: :func:`hunyuan_kernels.moe` with its weights.
 
     While training an expert takes ``ceil(capacity_factor * T * top_k / E)`` of the T tokens at most. In inference there
@@ -20,6 +19,8 @@ class MoE(nn.Module):
     with ``activations="none"`` also in training, as constants through which gradients pass. The weights that they
     replace have to be frozen then (``requires_grad_(False)``).
     """
+
+    fp8_fields = ("fp8", "shared_fp8")
 
     def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
@@ -33,17 +34,6 @@ class MoE(nn.Module):
         self.shared_down = nn.Parameter(torch.empty(hidden, intermediate))
         self.fp8: hk.Fp8Experts | None = None
         self.shared_fp8: hk.Fp8Experts | None = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MoE":
-        """What ``to`` and its like call: ``fp8`` and ``shared_fp8`` move along."""
-        before = [parameter.detach() for parameter in self.parameters()]
-        super()._apply(fn, recurse)
-        after = [parameter.detach() for parameter in self.parameters()]
-        if self.fp8 is not None:
-            self.fp8 = follow(self.fp8, before, after)
-        if self.shared_fp8 is not None:
-            self.shared_fp8 = follow(self.shared_fp8, before, after)
-        return self
 
     @property
     def experts(self) -> hk.Experts:
